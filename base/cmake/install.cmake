@@ -1,0 +1,22 @@
+# What another project gets from find_package(kvcal): the solver, the codebook reader and writer, the codec.
+include(CMakePackageConfigHelpers)
+
+set(kvcal_public base kmeans formats codec)
+set(kvcal_public_folders base kmeans formats cuda)
+foreach(name IN LISTS kvcal_public)
+  install(TARGETS kvcal_${name} EXPORT kvcal-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endforeach()
+foreach(folder IN LISTS kvcal_public_folders)
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcal/${folder}
+          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE)
+endforeach()
+if(KVCAL_PROGRAM)
+  install(TARGETS kvcal RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+
+install(EXPORT kvcal-targets NAMESPACE kvcal:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvcal)
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kvcal-config.cmake.in ${PROJECT_BINARY_DIR}/kvcal-config.cmake
+                              INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvcal)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvcal-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/kvcal-config.cmake ${PROJECT_BINARY_DIR}/kvcal-config-version.cmake
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvcal)

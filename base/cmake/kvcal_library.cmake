@@ -1,0 +1,36 @@
+# A folder is a namespace is a target. kvcal_library(NAME FOLDER f SOURCES ... USES ...) makes the target kvcal_NAME (alias
+# kvcal::NAME) from a folder, which sees only the headers of the folders it names: each target exports a directory that holds
+# nothing but a link to its own folder, so that an include that is not declared does not compile.
+function(kvcal_library name)
+  cmake_parse_arguments(ARG "" "FOLDER" "SOURCES;USES;PRIVATE" ${ARGN})
+  set(target kvcal_${name})
+  add_library(${target} STATIC ${ARG_SOURCES})
+  add_library(kvcal::${name} ALIAS ${target})
+  set_target_properties(${target} PROPERTIES EXPORT_NAME ${name})
+
+  set(view ${PROJECT_BINARY_DIR}/include/${ARG_FOLDER})
+  file(MAKE_DIRECTORY ${view})
+  file(CREATE_LINK ${PROJECT_SOURCE_DIR}/${ARG_FOLDER} ${view}/${ARG_FOLDER} SYMBOLIC)
+  target_include_directories(${target} PUBLIC
+    $<BUILD_INTERFACE:${view}>
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/kvcal>)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_link_libraries(${target} PUBLIC ${ARG_USES} PRIVATE ${ARG_PRIVATE})
+  kvcal_compile_options(${target})
+endfunction()
+
+# Warnings and sanitizers, the same for libraries, programs and tests.
+function(kvcal_compile_options target)
+  target_compile_options(${target} PRIVATE
+    -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Wold-style-cast
+    # The same arithmetic on every machine and compiler: no fused multiply-add unless the code asks for one.
+    -ffp-contract=off)
+  if(KVCAL_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(KVCAL_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=undefined
+                           -fno-omit-frame-pointer)
+    target_link_options(${target} PUBLIC -fsanitize=address,undefined)
+  endif()
+endfunction()
