@@ -8,9 +8,9 @@ foreach(name IN LISTS kvcal_public)
 endforeach()
 foreach(folder IN LISTS kvcal_public_folders)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcal/${folder}
-          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE)
+          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE PATTERN "internal" EXCLUDE)
 endforeach()
-if(KVCAL_PROGRAM)
+if(TARGET kvcal)
   install(TARGETS kvcal RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 

@@ -1,0 +1,325 @@
+// kvcal calibrate: a model and a text in, a codebook out.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <set>
+#include <vector>
+
+#include "apps/codebook_view.h"
+#include "apps/command_line.h"
+#include "apps/commands.h"
+#include "apps/json_output.h"
+#include "apps/progress_bar.h"
+#include "apps/signals.h"
+#include "apps/sizes.h"
+#include "base/error.h"
+#include "calib/calibrate.h"
+
+namespace kvcal::apps {
+namespace {
+
+using base::concat;
+using base::WrongUsage;
+
+constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+
+struct CalibrateArguments {
+  calib::CalibrationOptions options;
+  Verbosity verbosity = Verbosity::kNormal;
+  JsonOutput json;
+};
+
+using Strings = std::vector<std::string>;
+
+std::vector<int> parse_bits(const Strings& values) {
+  std::set<int> seen;
+  for (const std::string& part : split_list(values, "--bits")) {
+    const std::int64_t bits = parse_integer(part, "--bits");
+    if (bits < 2 || bits > 4)
+      throw WrongUsage(concat("--bits has ", part, ": it may be 2, 3 and 4, such as 2,3,4"));
+    if (!seen.insert(static_cast<int>(bits)).second) throw WrongUsage(concat("--bits has ", part, " twice"));
+  }
+  return {seen.begin(), seen.end()};
+}
+
+std::vector<double> parse_outliers(const Strings& values) {
+  std::set<double> seen;
+  for (const std::string& part : split_list(values, "--outliers")) {
+    const double fraction = parse_number(part, "--outliers");
+    if (!(fraction >= 0 && fraction < 0.5)) {
+      throw WrongUsage(
+          concat("--outliers has ", part,
+                 ": it is the share of values kept apart, from 0 to less than 0.5; 1 % is 0.01"));
+    }
+    // -0 equals 0 for the set, and must not be written as "-0".
+    if (!seen.insert(std::abs(fraction)).second) throw WrongUsage(concat("--outliers has ", part, " twice"));
+  }
+  return {seen.begin(), seen.end()};
+}
+
+std::string choice(const std::string& option, const std::string& value, const Strings& allowed) {
+  if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
+  std::string list;
+  for (const std::string& one : allowed)
+    list += (list.empty() ? "" : one == allowed.back() ? " or " : ", ") + one;
+  throw WrongUsage(concat(option, " is '", value, "': it may be ", list));
+}
+
+std::string parse_device(const std::string& value) {
+  const std::string prefix = "cuda:";
+  const bool numbered = value.starts_with(prefix) && value.size() > prefix.size() &&
+                        value.size() <= prefix.size() + 3 &&
+                        value.find_first_not_of("0123456789", prefix.size()) == std::string::npos;
+  if (value == "cpu" || value == "cuda" || numbered) return value;
+  throw WrongUsage(
+      concat("--device is '", value, "': it may be cpu, cuda or cuda:N, N being the number of the GPU"));
+}
+
+void add_inputs(CommandLine& line, calib::CalibrationOptions& options) {
+  CLI::App& app = line.app();
+  app.add_option(
+         "-m,--model", options.model,
+         "The model: a folder with config.json, a tokenizer and .safetensors files, or a name such as "
+         "org/model in the local Hugging Face cache")
+      ->type_name("DIR")
+      ->group("What goes in and out");
+  CLI::Option* text = app.add_option("-f,--text", options.texts,
+                                     "Text files, plain UTF-8, like what the model will be used for")
+                          ->type_name("FILE...")
+                          ->group("What goes in and out");
+  app.add_option("--tokens", options.tokens,
+                 "Instead of text: token numbers, an integer array [samples, seqlen]; -1 at the end of a row "
+                 "is padding")
+      ->type_name("FILE.npy")
+      ->excludes(text)
+      ->group("What goes in and out");
+  app.add_option("-o,--out", options.out, "The codebook to write")
+      ->type_name("FILE.h5")
+      ->group("What goes in and out");
+  app.add_flag("--overwrite", options.overwrite, "Replace the file of --out where it exists")
+      ->group("What goes in and out");
+}
+
+void add_sampling(CommandLine& line, calib::CalibrationOptions& options) {
+  const std::string group = "What is sampled from the text";
+  CLI::App& app = line.app();
+  app.add_option_function<std::string>(
+         "--samples,--num-calibration-samples",
+         [&options](const std::string& text) { options.samples = parse_count(text, "--samples", 1, kMost); },
+         "How many windows of the text; 16 by default")
+      ->type_name("N")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--seqlen,--max-seq-length",
+         [&options](const std::string& text) { options.seqlen = parse_count(text, "--seqlen", 2, kMost); },
+         "How many tokens in each window; 2048 by default, 8K is 8192")
+      ->type_name("N")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--bos",
+         [&options](const std::string& text) {
+           options.bos = choice("--bos", text, {"auto", "each", "first", "none"});
+         },
+         "Where the beginning-of-sequence token goes: each window, the first of each text, none; auto, the "
+         "default, is "
+         "what the tokenizer itself does")
+      ->type_name("WHERE")
+      ->group(group);
+  app.add_flag("--parse-special,!--no-parse-special", options.parse_special,
+               "Special tokens written in the text, such as <|eot_id|>, become their token (the default) or "
+               "stay text")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--seed", [&options](const std::string& text) { options.seed = parse_integer(text, "--seed"); },
+         "Other than 0, the default: shifts where the windows start")
+      ->type_name("N")
+      ->group(group);
+}
+
+void add_method(CommandLine& line, calib::CalibrationOptions& options) {
+  const std::string group = "What is fitted";
+  CLI::App& app = line.app();
+  app.add_option_function<Strings>(
+         "--bits", [&options](const Strings& values) { options.bits = parse_bits(values); },
+         "Bits of the datatypes, all from one run; 2,3,4 by default")
+      ->type_name("LIST")
+      ->group(group);
+  app.add_option_function<Strings>(
+         "--outliers", [&options](const Strings& values) { options.outliers = parse_outliers(values); },
+         "Shares of values kept apart exactly; 0,0.01 by default: without, and with 1 %")
+      ->type_name("LIST")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--sinks",
+         [&options](const std::string& text) {
+           options.sinks = static_cast<int>(parse_count(text, "--sinks", 0, 1 << 20));
+         },
+         "First tokens of each window that stay exact and are left out of all statistics; 1 by default")
+      ->type_name("N")
+      ->group(group);
+  const auto add_choice = [&](const std::string& name, std::string& target, const Strings& allowed,
+                              const std::string& text) {
+    app.add_option_function<std::string>(
+           name,
+           [name, &target, allowed](const std::string& value) { target = choice(name, value, allowed); },
+           text)
+        ->type_name("NAME")
+        ->group(group);
+  };
+  add_choice(
+      "--value-scope", options.value_scope, {"token", "head"},
+      "Thresholds of values are found over all channels of a token (the default), or for each head of it");
+  add_choice(
+      "--sensitivity", options.sensitivity, {"fisher", "none"},
+      "What an error weighs: fisher, the default: how much it changes the model's loss; none: all the same");
+  add_choice("--fisher-scale", options.fisher_scale, {"range", "none"},
+             "range, the default: an error counts in the units of the values; none: in those of each "
+             "channel's range, as "
+             "in KVQuant's files");
+}
+
+void add_machine(CommandLine& line, CalibrateArguments& arguments) {
+  calib::CalibrationOptions& options = arguments.options;
+  CLI::App& app = line.app();
+  app.add_option_function<std::string>(
+         "--dtype",
+         [&options](const std::string& text) {
+           options.dtype = choice("--dtype", text, {"auto", "float32", "bfloat16"});
+         },
+         "Arithmetic of the model: auto, the default, float32 or bfloat16")
+      ->type_name("NAME");
+  app.add_option_function<std::string>(
+         "--device", [&options](const std::string& text) { options.device = parse_device(text); },
+         "cpu, the default, or cuda[:N]")
+      ->type_name("NAME");
+  line.add_threads(options.threads);
+  app.add_option_function<std::string>(
+         "--memory",
+         [&options](const std::string& text) {
+           options.memory_bytes = parse_count(text, "--memory", 1, std::numeric_limits<std::int64_t>::max());
+         },
+         "Memory that the whole process may use, such as 8GB; by default 80 % of what is free")
+      ->type_name("SIZE");
+  app.add_option("--work", options.work,
+                 "Folder of the checkpoints from which the same command goes on after it was stopped; "
+                 "OUT.work by default, "
+                 "removed at the end")
+      ->type_name("DIR");
+  app.add_flag("--dry-run", options.dry_run,
+               "Print what would be done, and the memory, disk and time it needs, and stop");
+  line.add_json(arguments.json);
+  line.add_verbosity(arguments.verbosity);
+}
+
+void check_arguments(const CalibrateArguments& arguments) {
+  const calib::CalibrationOptions& options = arguments.options;
+  require(!options.model.empty(), "--model", "name the folder of the model, such as --model ./Llama-3.1-8B");
+  require(!options.texts.empty() || !options.tokens.empty(), "--text",
+          "name a text to calibrate on, such as --text prose.txt (or --tokens FILE.npy)");
+  require(!options.out.empty(), "--out", "name the codebook to write, such as --out llama.h5");
+  if (arguments.json.wanted() && !arguments.json.to_stdout() &&
+      std::filesystem::path(arguments.json.file()).lexically_normal() == options.out.lexically_normal()) {
+    throw WrongUsage("--json and --out name the same file; name two");
+  }
+}
+
+// Says what will be done before it is: on standard error; or, being the result of --dry-run, on standard
+// output.
+class PlanPrinter : public calib::PlanListener {
+ public:
+  explicit PlanPrinter(bool to_stdout) : to_stdout_(to_stdout) {}
+  void on_plan(const calib::CalibrationPlan& plan) override {
+    std::string text = plan_text(plan);
+    if (to_stdout_) {
+      print(text);
+    } else {
+      text.pop_back();
+      log_info(text);
+    }
+  }
+
+ private:
+  bool to_stdout_;
+};
+
+Json report_json(const calib::CalibrationReport& report, const calib::CalibrationOptions& options) {
+  const auto finite = [](double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); };
+  const formats::Codebook& codebook = report.codebook;
+  const bool fitted = !codebook.layers.empty();
+  Json layers = Json::array();
+  for (const formats::LayerCodebook& layer : codebook.layers) layers.push_back(layer_json(layer, false));
+  return {{"model", report.plan.model_name},
+          {"out", options.out.string()},
+          {"dry_run", options.dry_run},
+          {"already_done", report.already_done},
+          {"content_sha256", fitted ? Json(codebook.content_sha256) : Json(nullptr)},
+          {"samples", report.plan.samples},
+          {"seqlen", report.plan.seqlen},
+          {"tokens", report.plan.tokens},
+          {"loss", fitted ? finite(codebook.calibration.loss) : Json(nullptr)},
+          {"perplexity", fitted ? finite(std::exp(codebook.calibration.loss)) : Json(nullptr)},
+          {"seconds",
+           {{"total", finite(report.seconds)},
+            {"forward", finite(report.forward_seconds)},
+            {"backward", finite(report.backward_seconds)},
+            {"fit", finite(report.fit_seconds)}}},
+          {"plan", plan_json(report.plan)},
+          {"warnings", report.warnings},
+          {"layers", std::move(layers)}};
+}
+
+std::string report_text(const calib::CalibrationReport& report, const calib::CalibrationOptions& options) {
+  const std::string head =
+      report.already_done
+          ? concat(options.out.string(), " is the finished result of this very run; nothing was done.\n\n")
+          : concat("Wrote ", options.out.string(), " in ", format_duration(report.seconds), " (forward ",
+                   format_duration(report.forward_seconds), ", backward ",
+                   format_duration(report.backward_seconds), " with fits of ",
+                   format_duration(report.fit_seconds), ").\n\n");
+  return head + provenance_text(report.codebook) + "\n" + layers_text(report.codebook);
+}
+
+}  // namespace
+
+int run_calibrate(const std::vector<std::string>& arguments) {
+  CalibrateArguments parsed;
+  CommandLine line(
+      "calibrate",
+      "Runs a language model over calibration text, on a CPU if need be, and writes the codebook of its KV "
+      "cache: "
+      "2, 3 and 4 bits with and without outliers from one run. A run that was stopped goes on with the same "
+      "command.",
+      "  kvcal calibrate --model ./Llama-3.1-8B --text prose.txt --out llama.h5\n"
+      "  kvcal calibrate --model ./Llama-3.1-8B --text prose.txt --out llama.h5 --dry-run");
+  add_inputs(line, parsed.options);
+  add_sampling(line, parsed.options);
+  add_method(line, parsed.options);
+  add_machine(line, parsed);
+  if (!line.parse(arguments)) return kDone;
+  check_arguments(parsed);
+  parsed.json.check();
+
+  start_log(parsed.verbosity);
+  handle_signals(OnSignal::kAsk);
+  const calib::CalibrationOptions& options = parsed.options;
+  ProgressBar progress(parsed.verbosity);
+  PlanPrinter plan(options.dry_run && !parsed.json.to_stdout());
+  try {
+    const calib::CalibrationReport report = calib::calibrate(options, progress, &plan);
+    progress.clear();
+    parsed.json.write(report_json(report, options));
+    const bool text_wanted =
+        !options.dry_run && !parsed.json.to_stdout() && parsed.verbosity != Verbosity::kQuiet;
+    if (text_wanted) print(report_text(report, options));
+  } catch (const base::Interrupted& error) {
+    progress.clear();
+    const std::string work = options.work.empty() ? options.out.string() + ".work" : options.work.string();
+    log_error(concat("kvcal: interrupted by ", signal_name(error.signal()),
+                     "; the same command goes on from ", work));
+    return 128 + error.signal();
+  }
+  return kDone;
+}
+
+}  // namespace kvcal::apps

@@ -1,0 +1,143 @@
+// The JSON half of codebook_view.h.
+#include <cmath>
+#include <numeric>
+
+#include "apps/codebook_view.h"
+
+namespace kvcal::apps {
+namespace {
+
+// JSON knows no NaN and no infinity.
+Json number_json(double value) {
+  return std::isfinite(value) ? Json(value) : Json(nullptr);
+}
+
+Json array_json(const std::vector<float>& values) {
+  Json result = Json::array();
+  for (const float value : values) result.push_back(number_json(value));
+  return result;
+}
+
+// Text that is JSON already, as it is; null where it is not.
+Json parsed(const std::string& text) {
+  Json value = Json::parse(text, nullptr, false);
+  return value.is_discarded() ? Json(nullptr) : value;
+}
+
+Json datatype_json(const formats::Datatype& datatype, bool arrays) {
+  Json result = {{"bits", datatype.bits},
+                 {"objective", number_json(datatype.objective)},
+                 {"lower_bound", number_json(datatype.lower_bound)},
+                 {"qnorm_scale", number_json(datatype.qnorm_scale)},
+                 {"qnorm_offset", number_json(datatype.qnorm_offset)},
+                 {"weights", datatype.weights}};
+  if (arrays) result["centroids"] = array_json(datatype.centroids);
+  return result;
+}
+
+Json tensor_json(const formats::TensorCodebook& tensor, bool arrays) {
+  const double fisher = std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
+  Json sets = Json::array();
+  for (const formats::OutlierSet& set : tensor.outliers) {
+    Json datatypes = Json::array();
+    for (const formats::Datatype& datatype : set.datatypes)
+      datatypes.push_back(datatype_json(datatype, arrays));
+    Json one = {{"fraction", set.fraction}, {"datatypes", std::move(datatypes)}};
+    if (arrays && !set.lower.empty()) {
+      one["lower"] = array_json(set.lower);
+      one["upper"] = array_json(set.upper);
+    }
+    sets.push_back(std::move(one));
+  }
+  Json result = {{"fisher_sum", number_json(fisher)},
+                 {"halves",
+                  {{"threshold_shift", number_json(tensor.halves.threshold_shift)},
+                   {"datatype_excess", number_json(tensor.halves.datatype_excess)}}},
+                 {"outliers", std::move(sets)}};
+  if (arrays) result["fisher_channel"] = array_json(tensor.fisher_channel);
+  return result;
+}
+
+}  // namespace
+
+Json provenance_json(const formats::Codebook& codebook) {
+  const formats::ModelInfo& model = codebook.model;
+  const formats::CalibrationInfo& calibration = codebook.calibration;
+  Json texts = Json::array();
+  for (const formats::TextInfo& text : calibration.texts) {
+    texts.push_back({{"name", text.name}, {"sha256", text.sha256}});
+  }
+  return {{"schema", {codebook.schema_major, codebook.schema_minor}},
+          {"created_by", codebook.created_by},
+          {"content_sha256", codebook.content_sha256},
+          {"model",
+           {{"name", model.name},
+            {"architecture", model.architecture},
+            {"config_sha256", model.config_sha256},
+            {"weights_sha256", model.weights_sha256},
+            {"num_layers", model.num_layers},
+            {"num_attention_heads", model.num_attention_heads},
+            {"num_kv_heads", model.num_kv_heads},
+            {"head_dim", model.head_dim},
+            {"rope", parsed(model.rope_json)}}},
+          {"calibration",
+           {{"options", parsed(calibration.options_json)},
+            {"texts", std::move(texts)},
+            {"tokens_sha256", calibration.tokens_sha256},
+            {"samples", calibration.samples},
+            {"seqlen", calibration.seqlen},
+            {"tokens", calibration.tokens},
+            {"bos", calibration.bos},
+            {"sinks", calibration.sinks},
+            {"seed", calibration.seed},
+            {"dtype", calibration.dtype},
+            {"device", calibration.device},
+            {"value_scope", calibration.value_scope},
+            {"sensitivity", calibration.sensitivity},
+            {"fisher_scale", calibration.fisher_scale},
+            {"loss", number_json(calibration.loss)},
+            {"perplexity", number_json(std::exp(calibration.loss))}}}};
+}
+
+Json layer_json(const formats::LayerCodebook& layer, bool arrays) {
+  return {{"layer", layer.index},
+          {"kv_heads", layer.kv_heads},
+          {"key_dim", layer.key_dim},
+          {"value_dim", layer.value_dim},
+          {"rope", parsed(layer.rope_json)},
+          {"window", layer.window},
+          {"key", tensor_json(layer.key, arrays)},
+          {"value", tensor_json(layer.value, arrays)}};
+}
+
+Json plan_json(const calib::CalibrationPlan& plan) {
+  const calib::ResourceNeed& need = plan.need;
+  return {{"model_folder", plan.model_folder.string()},
+          {"architecture", plan.architecture},
+          {"layers", plan.num_layers},
+          {"attention_heads", plan.num_attention_heads},
+          {"kv_heads", plan.num_kv_heads},
+          {"head_dim", plan.head_dim},
+          {"parameters", plan.parameters},
+          {"dtype", plan.dtype},
+          {"samples", plan.samples},
+          {"seqlen", plan.seqlen},
+          {"tokens", plan.tokens},
+          {"bos", plan.bos},
+          {"memory_bytes", need.memory_bytes},
+          {"memory_limit_bytes", need.memory_limit_bytes},
+          {"memory",
+           {{"weights_bytes", need.weights_bytes},
+            {"working_bytes", need.working_bytes},
+            {"capture_bytes", need.capture_bytes},
+            {"fit_bytes", need.fit_bytes},
+            {"base_bytes", need.base_bytes}}},
+          {"disk_bytes", need.disk_bytes},
+          {"disk_free_bytes", need.disk_free_bytes},
+          {"seconds", number_json(need.seconds)},
+          {"layers_done", plan.layers_done},
+          {"forward_done", plan.forward_done},
+          {"work", plan.work.string()}};
+}
+
+}  // namespace kvcal::apps

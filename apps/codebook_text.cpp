@@ -1,0 +1,217 @@
+// The half of codebook_view.h that people read.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <sstream>
+
+#include "apps/codebook_view.h"
+#include "apps/sizes.h"
+#include "base/error.h"
+
+namespace kvcal::apps {
+namespace {
+
+using base::concat;
+
+// "Model       text" with the texts of all lines below each other.
+std::string labelled(const std::string& label, const std::string& text) {
+  constexpr std::size_t kColumn = 12;
+  std::string line = label;
+  line.resize(std::max(kColumn, label.size() + 1), ' ');
+  return line + text + "\n";
+}
+
+std::string plural(std::int64_t count, const std::string& noun) {
+  return concat(format_count(count), " ", noun, count == 1 ? "" : "s");
+}
+
+double fisher_sum(const formats::TensorCodebook& tensor) {
+  return std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
+}
+
+std::string right_aligned(const std::string& text, std::size_t width) {
+  return text.size() >= width ? " " + text : std::string(width - text.size(), ' ') + text;
+}
+
+std::string percent(double share) {
+  return std::isfinite(share) ? concat(format_number(share * 100, 3), "%") : "-";
+}
+
+// The datatype of a tensor for one fraction and number of bits; null where there is none.
+const formats::Datatype* find_datatype(const formats::TensorCodebook& tensor, double fraction, int bits) {
+  for (const formats::OutlierSet& set : tensor.outliers) {
+    if (set.fraction != fraction) continue;
+    for (const formats::Datatype& datatype : set.datatypes) {
+      if (datatype.bits == bits) return &datatype;
+    }
+  }
+  return nullptr;
+}
+
+std::string method_name(double fraction, int bits) {
+  const std::string name = concat("nuq", bits);
+  return fraction == 0 ? name : concat(name, "-", format_number(fraction * 100, 6), "%");
+}
+
+constexpr std::size_t kWide = 11;
+
+std::string table_line(const formats::Codebook& codebook, const formats::LayerCodebook& layer, bool is_key,
+                       double total_fisher) {
+  const formats::TensorCodebook& tensor = is_key ? layer.key : layer.value;
+  std::string line = right_aligned(std::to_string(layer.index), 5) + (is_key ? "  key  " : "  value");
+  line += right_aligned(percent(fisher_sum(tensor) / total_fisher), kWide);
+  for (const formats::OutlierSet& set : codebook.layers.front().key.outliers) {
+    for (const formats::Datatype& datatype : set.datatypes) {
+      const formats::Datatype* found = find_datatype(tensor, set.fraction, datatype.bits);
+      line += right_aligned(found != nullptr ? format_number(found->objective, 3) : "-", kWide);
+    }
+  }
+  line += right_aligned(percent(tensor.halves.threshold_shift), kWide);
+  return line + right_aligned(percent(tensor.halves.datatype_excess), kWide) + "\n";
+}
+
+// Middle, narrowest and widest range of the channels between their thresholds.
+std::string thresholds_text(const formats::OutlierSet& set) {
+  if (set.lower.empty() || set.lower.size() != set.upper.size())
+    return "found for each token when it is quantised";
+  std::vector<double> widths;
+  for (std::size_t i = 0; i < set.lower.size(); ++i)
+    widths.push_back(double{set.upper[i]} - double{set.lower[i]});
+  const auto widest = std::max_element(widths.begin(), widths.end()) - widths.begin();
+  const auto narrowest = std::min_element(widths.begin(), widths.end()) - widths.begin();
+  const auto channel = [&](std::ptrdiff_t index) {
+    const auto at = static_cast<std::size_t>(index);
+    return concat("[", format_number(set.lower[at]), ", ", format_number(set.upper[at]), "] (channel ", index,
+                  ")");
+  };
+  std::vector<double> sorted = widths;
+  std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2),
+                   sorted.end());
+  return concat("of ", widths.size(), " channels: widest ", channel(widest), ", narrowest ",
+                channel(narrowest), ", median width ", format_number(sorted[sorted.size() / 2]));
+}
+
+std::string datatype_text(const formats::Datatype& datatype, double fraction) {
+  std::string text =
+      concat("    ", method_name(fraction, datatype.bits), ": objective ",
+             format_number(datatype.objective, 6), ", proven bound ", format_number(datatype.lower_bound, 6),
+             ", weights ", datatype.weights, ", Q-Norm x ", format_number(datatype.qnorm_scale, 6), " + ",
+             format_number(datatype.qnorm_offset, 6), "\n");
+  std::string plain = "      centroids  ", normed = "      Q-Normed   ";
+  for (const float centroid : datatype.centroids) {
+    char number[32];
+    std::snprintf(number, sizeof(number), " %8.5f", double{centroid});
+    plain += number;
+    std::snprintf(number, sizeof(number), " %8.5f",
+                  double{centroid} * datatype.qnorm_scale + datatype.qnorm_offset);
+    normed += number;
+  }
+  return text + plain + "\n" + normed + "\n";
+}
+
+std::string tensor_text(const std::string& name, const formats::TensorCodebook& tensor) {
+  std::string text = concat(name, ": ", tensor.fisher_channel.size(), " channels, Fisher information ",
+                            format_number(fisher_sum(tensor)), "; halves of the sample: thresholds shift by ",
+                            percent(tensor.halves.threshold_shift), ", datatypes cost ",
+                            percent(tensor.halves.datatype_excess), " more on the other half\n");
+  for (const formats::OutlierSet& set : tensor.outliers) {
+    text +=
+        concat("  outliers ", format_number(set.fraction, 6), ": thresholds ", thresholds_text(set), "\n");
+    for (const formats::Datatype& datatype : set.datatypes) text += datatype_text(datatype, set.fraction);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string provenance_text(const formats::Codebook& codebook) {
+  const formats::ModelInfo& model = codebook.model;
+  const formats::CalibrationInfo& calibration = codebook.calibration;
+  std::string text =
+      labelled("Model", concat(model.name, " (", model.architecture, "): ", plural(model.num_layers, "layer"),
+                               ", ", plural(model.num_attention_heads, "attention head"), ", ",
+                               plural(model.num_kv_heads, "kv head"), " of ", model.head_dim));
+  text += labelled("  config", concat("sha256 ", model.config_sha256));
+  text += labelled("  weights", concat("sha256 ", model.weights_sha256));
+  for (const formats::TextInfo& info : calibration.texts) {
+    text += labelled("Text", concat(info.name, ", sha256 ", info.sha256));
+  }
+  text += labelled(calibration.texts.empty() ? "Tokens" : "  tokens",
+                   concat(plural(calibration.samples, "sample"), " of ", format_count(calibration.seqlen),
+                          ": ", plural(calibration.tokens, "token"), ", bos ", calibration.bos, ", ",
+                          plural(calibration.sinks, "sink"), ", seed ", calibration.seed));
+  text += labelled("", concat("sha256 ", calibration.tokens_sha256));
+  text += labelled("Method", concat("sensitivity ", calibration.sensitivity, ", fisher scale ",
+                                    calibration.fisher_scale, ", value scope ", calibration.value_scope, ", ",
+                                    calibration.dtype, " on ", calibration.device));
+  text += labelled("Loss", concat(format_number(calibration.loss, 6), " nats a token (perplexity ",
+                                  format_number(std::exp(calibration.loss), 5), " on the calibration text)"));
+  const std::size_t held = codebook.layers.size();
+  if (held != static_cast<std::size_t>(std::max(0, model.num_layers))) {
+    text += labelled("Layers", concat(held, " of the model's ", model.num_layers));
+  }
+  return text + labelled("File",
+                         concat("schema ", codebook.schema_major, ".", codebook.schema_minor, ", made by ",
+                                codebook.created_by, "; content verified, sha256 ", codebook.content_sha256));
+}
+
+std::string layers_text(const formats::Codebook& codebook) {
+  if (codebook.layers.empty()) return "no layers\n";
+  double total = 0;
+  for (const formats::LayerCodebook& layer : codebook.layers)
+    total += fisher_sum(layer.key) + fisher_sum(layer.value);
+  std::string head = "layer  tensor" + right_aligned("Fisher", kWide - 1);
+  for (const formats::OutlierSet& set : codebook.layers.front().key.outliers) {
+    for (const formats::Datatype& datatype : set.datatypes) {
+      head += right_aligned(method_name(set.fraction, datatype.bits), kWide);
+    }
+  }
+  head += right_aligned("threshold", kWide) + right_aligned("datatype", kWide) + "\n";
+  std::string text =
+      "Weighted error of each datatype; Fisher: share of the model's; threshold, datatype: how far fits on "
+      "the two halves "
+      "of the sample differ.\n" +
+      head;
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    text += table_line(codebook, layer, true, total);
+    text += table_line(codebook, layer, false, total);
+  }
+  return text;
+}
+
+std::string layer_text(const formats::LayerCodebook& layer) {
+  std::string text = concat("Layer ", layer.index, ": ", plural(layer.kv_heads, "kv head"), ", keys of ",
+                            layer.key_dim, ", values of ", layer.value_dim,
+                            layer.window > 0 ? concat(", sliding window ", layer.window) : "", ", rope ",
+                            layer.rope_json, "\n");
+  return text + tensor_text("Keys", layer.key) + tensor_text("Values", layer.value);
+}
+
+std::string plan_text(const calib::CalibrationPlan& plan) {
+  const calib::ResourceNeed& need = plan.need;
+  std::string text = labelled(
+      "Model", concat(plan.model_name, " (", plan.architecture, "): ", plural(plan.num_layers, "layer"), ", ",
+                      plural(plan.num_attention_heads, "attention head"), ", ",
+                      plural(plan.num_kv_heads, "kv head"), " of ", plan.head_dim, ", ",
+                      plural(plan.parameters, "parameter"), ", computed in ", plan.dtype));
+  text += labelled("Sample", concat(plural(plan.samples, "sample"), " of ", format_count(plan.seqlen), ": ",
+                                    plural(plan.tokens, "token"), ", bos ", plan.bos));
+  text += labelled("Memory",
+                   concat("needs ", format_bytes(need.memory_bytes), " of the ",
+                          format_bytes(need.memory_limit_bytes), " it may use: one layer's weights ",
+                          format_bytes(need.weights_bytes), ", arithmetic ", format_bytes(need.working_bytes),
+                          ", keys, values and gradients ", format_bytes(need.capture_bytes), ", fits ",
+                          format_bytes(need.fit_bytes), ", the program ", format_bytes(need.base_bytes)));
+  text += labelled("Disk", concat("needs ", format_bytes(need.disk_bytes), " of the ",
+                                  format_bytes(need.disk_free_bytes), " free, in ", plan.work.string()));
+  text += labelled("Time", concat("about ", format_duration(need.seconds)));
+  if (plan.forward_done || plan.layers_done > 0) {
+    text += labelled("Goes on",
+                     concat("an earlier run left ", plan.forward_done ? "the whole forward pass and " : "",
+                            plan.layers_done, " of ", plural(plan.num_layers, "layer"), " fitted"));
+  }
+  return text;
+}
+
+}  // namespace kvcal::apps

@@ -1,0 +1,181 @@
+#include "apps/command_line.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "apps/commands.h"
+#include "apps/sizes.h"
+#include "apps/suggest.h"
+#include "base/error.h"
+
+namespace kvcal::apps {
+namespace {
+
+using base::concat;
+using base::WrongUsage;
+
+// All names of options, with their dashes, short ones too.
+std::vector<std::string> option_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    for (const std::string& name : option->get_snames()) names.push_back("-" + name);
+  }
+  return names;
+}
+
+std::string without_dashes(const std::string& argument) {
+  const std::string name = argument.substr(0, argument.find('='));
+  const std::size_t first = name.find_first_not_of('-');
+  return first == std::string::npos ? std::string{} : name.substr(first);
+}
+
+// The end of the message about an option that is not known: what the user may have meant.
+std::string advice(const CLI::App& app, const std::string& argument) {
+  const std::string name = without_dashes(argument);
+  if (const auto answer = foreign_option(name)) return *answer;
+  if (const auto near = nearest("--" + name, option_names(app))) return concat("did you mean ", *near, "?");
+  return concat("kvcal ", app.get_name(), " --help lists all options");
+}
+
+// CLI11's TOML reader; a section may be the subcommand's, so that one file serves several, and an unknown key
+// is an error.
+class ConfigReader : public CLI::ConfigTOML {
+ public:
+  explicit ConfigReader(const CLI::App& app) : app_(app) {}
+
+  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
+    std::vector<CLI::ConfigItem> kept;
+    for (CLI::ConfigItem& item : CLI::ConfigTOML::from_config(input)) {
+      const bool is_section_mark = item.name == "++" || item.name == "--";
+      const std::string section = item.parents.empty() ? std::string{} : item.parents.front();
+      if (is_section_mark || is_other_command(section)) continue;
+      if (!section.empty() && section != app_.get_name()) {
+        throw WrongUsage(concat("--config: the section [", section, "] is not known; options stand in [",
+                                app_.get_name(), "] or before any section"));
+      }
+      item.parents.clear();
+      std::replace(item.name.begin(), item.name.end(), '_', '-');
+      check(item);
+      kept.push_back(std::move(item));
+    }
+    return kept;
+  }
+
+ private:
+  [[nodiscard]] bool is_other_command(const std::string& section) const {
+    if (section == app_.get_name()) return false;
+    return std::any_of(commands().begin(), commands().end(),
+                       [&](const Command& command) { return command.name == section; });
+  }
+
+  void check(const CLI::ConfigItem& item) const {
+    const std::string dashed = (item.name.size() == 1 ? "-" : "--") + item.name;
+    const CLI::Option* option = app_.get_option_no_throw(dashed);
+    if (option == nullptr) option = app_.get_option_no_throw(item.name);  // a positional argument
+    if (option == nullptr || !option->get_configurable()) {
+      throw WrongUsage(concat("--config: the key '", item.name, "' is not an option of kvcal ",
+                              app_.get_name(), "; ", advice(app_, dashed)));
+    }
+  }
+
+  const CLI::App& app_;
+};
+
+}  // namespace
+
+CommandLine::CommandLine(const std::string& name, const std::string& description, const std::string& example)
+    : app_(description, name) {
+  app_.footer("\nExample:\n" + example);
+  app_.set_help_flag("-h,--help", "Print this help and stop")->configurable(false);
+  app_.get_formatter()->column_width(34);
+  app_.get_formatter()->label("REQUIRED", "");
+  app_.allow_extras();
+  app_.set_config("--config", "",
+                  "Read options from a file: one a line, such as seqlen = 8K; the command line wins")
+      ->type_name("FILE")
+      ->configurable(false);
+  app_.config_formatter(std::make_shared<ConfigReader>(app_));
+}
+
+void CommandLine::add_json(JsonOutput& output) {
+  app_.add_option_function<std::string>(
+          "--json",
+          [&output](const std::string& file) {
+            if (file.empty()) throw WrongUsage("--json is empty; name a file, or - for standard output");
+            output = JsonOutput(file);
+          },
+          "Write the result as JSON to FILE; - is standard output, which then holds nothing else")
+      ->type_name("FILE");
+}
+
+void CommandLine::add_verbosity(Verbosity& verbosity) {
+  CLI::Option* quiet = app_.add_flag_callback(
+      "-q,--quiet", [&verbosity] { verbosity = Verbosity::kQuiet; }, "Print warnings and errors only");
+  app_.add_flag_callback(
+          "-v,--verbose", [&verbosity] { verbosity = Verbosity::kVerbose; },
+          "Print more of what is being done")
+      ->excludes(quiet);
+}
+
+void CommandLine::add_threads(int& threads) {
+  app_.add_option_function<std::string>(
+          "--threads",
+          [&threads](const std::string& text) {
+            threads = static_cast<int>(parse_count(text, "--threads", 1, 4096));
+          },
+          "Threads to use; by default as many as there are CPUs for this process")
+      ->type_name("N");
+}
+
+CLI::Option* CommandLine::add_count(const std::string& names, std::int64_t& target, std::int64_t least,
+                                    std::int64_t most, const std::string& text) {
+  const std::string name = names.substr(0, names.find(','));
+  return app_
+      .add_option_function<std::string>(
+          names,
+          [&target, name, least, most](const std::string& typed) {
+            target = parse_count(typed, name, least, most);
+          },
+          text)
+      ->type_name("N");
+}
+
+bool CommandLine::parse(std::vector<std::string> arguments) {
+  std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
+  try {
+    app_.parse(arguments);
+    refuse_unknown();
+  } catch (const CLI::CallForHelp&) {
+    print(app_.help("kvcal " + app_.get_name()));
+    return false;
+  } catch (const CLI::FileError&) {
+    const auto file = app_.get_config_ptr()->as<std::string>();
+    throw WrongUsage(concat("--config: cannot read the file ", file));
+  } catch (const CLI::ParseError& error) {
+    refuse_unknown();
+    throw WrongUsage(concat(error.what(), " (kvcal ", app_.get_name(), " --help explains the options)"));
+  }
+  return true;
+}
+
+void CommandLine::refuse_unknown() {
+  const std::vector<std::string> left = app_.remaining();
+  if (left.empty()) return;
+  // An unknown option's value is left over as well, so options go first.
+  const auto option = std::find_if(left.begin(), left.end(), [](const std::string& argument) {
+    return argument.size() > 1 && argument.front() == '-';
+  });
+  if (option == left.end()) {
+    throw WrongUsage(concat("kvcal ", app_.get_name(), " does not know what to do with '", left.front(),
+                            "'; kvcal ", app_.get_name(), " --help explains the options"));
+  }
+  throw WrongUsage(
+      concat("unknown option ", option->substr(0, option->find('=')), ": ", advice(app_, *option)));
+}
+
+void require(bool given, const std::string& option, const std::string& what) {
+  if (!given) throw WrongUsage(concat(option, " is missing: ", what));
+}
+
+}  // namespace kvcal::apps

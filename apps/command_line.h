@@ -1,0 +1,45 @@
+// apps/command_line.h: the options of one subcommand, on top of CLI11: --config, suggestions, help that ends
+// with an example.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "apps/json_output.h"
+#include "apps/log.h"
+
+namespace kvcal::apps {
+
+/// The command line of `kvcal NAME`. Fill app() with options, then parse().
+class CommandLine {
+ public:
+  /// `example` is printed at the end of the help.
+  CommandLine(const std::string& name, const std::string& description, const std::string& example);
+
+  [[nodiscard]] CLI::App& app() { return app_; }
+
+  /// Options that several commands share.
+  void add_json(JsonOutput& output);
+  void add_verbosity(Verbosity& verbosity);
+  void add_threads(int& threads);
+
+  /// Options whose value is converted by apps/sizes.h; `text` says what they do and their default.
+  CLI::Option* add_count(const std::string& names, std::int64_t& target, std::int64_t least,
+                         std::int64_t most, const std::string& text);
+
+  /// Reads `arguments` (those after the subcommand's name) and the file of --config. False where help was
+  /// asked for and printed. Throws base::WrongUsage with the nearest option for one that is not known.
+  [[nodiscard]] bool parse(std::vector<std::string> arguments);
+
+ private:
+  void refuse_unknown();
+
+  CLI::App app_;
+};
+
+/// Throws base::WrongUsage naming `option` and the subcommand's help where `given` is false.
+void require(bool given, const std::string& option, const std::string& what);
+
+}  // namespace kvcal::apps

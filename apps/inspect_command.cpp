@@ -1,0 +1,66 @@
+// kvcal inspect: what is in a codebook and where it comes from.
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+#include "apps/codebook_view.h"
+#include "apps/command_line.h"
+#include "apps/commands.h"
+#include "apps/json_output.h"
+#include "apps/sizes.h"
+#include "base/error.h"
+#include "formats/codebook.h"
+
+namespace kvcal::apps {
+namespace {
+
+using base::concat;
+
+const formats::LayerCodebook& find_layer(const formats::Codebook& codebook, std::int64_t index,
+                                         const std::filesystem::path& file) {
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    if (layer.index == index) return layer;
+  }
+  std::string held = "none";
+  if (!codebook.layers.empty())
+    held = concat(codebook.layers.front().index, " to ", codebook.layers.back().index);
+  throw base::InvalidInput(concat(file.string(), " has no layer ", index, "; --layer may be ", held));
+}
+
+}  // namespace
+
+int run_inspect(const std::vector<std::string>& arguments) {
+  std::filesystem::path file;
+  std::int64_t layer = -1;
+  JsonOutput json;
+  CommandLine line(
+      "inspect",
+      "Checks a codebook file and prints where it comes from (model, text, options) and what it holds.",
+      "  kvcal inspect llama.h5\n  kvcal inspect llama.h5 --layer 3");
+  line.app().add_option("file", file, "The codebook, as kvcal calibrate writes it")->type_name("FILE");
+  line.add_count("-l,--layer", layer, 0, 9999,
+                 "Print all of this layer: thresholds, centroids, Q-Norm; layers count from 0");
+  line.add_json(json);
+  if (!line.parse(arguments)) return kDone;
+  require(!file.empty(), "FILE", "name the codebook to look at, such as kvcal inspect llama.h5");
+  json.check();
+
+  const formats::Codebook codebook = formats::read_codebook(file);
+  const formats::LayerCodebook* chosen = layer >= 0 ? &find_layer(codebook, layer, file) : nullptr;
+  if (json.wanted()) {
+    Json result = provenance_json(codebook);
+    result["layers"] = Json::array();
+    for (const formats::LayerCodebook& one : codebook.layers) {
+      if (chosen == nullptr || chosen == &one) result["layers"].push_back(layer_json(one, true));
+    }
+    json.write(result);
+  }
+  if (!json.to_stdout()) {
+    print(provenance_text(codebook) + "\n" +
+          (chosen != nullptr ? layer_text(*chosen) : layers_text(codebook)));
+  }
+  return kDone;
+}
+
+}  // namespace kvcal::apps

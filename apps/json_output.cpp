@@ -1,0 +1,72 @@
+#include "apps/json_output.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/file.h"
+
+namespace kvcal::apps {
+
+using base::concat;
+using base::SystemError;
+
+namespace {
+
+// A pipe or a device (/dev/null, bash's >(command)): renaming a file to its name would replace it.
+bool is_device(const std::string& file) {
+  std::error_code error;
+  return std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error);
+}
+
+}  // namespace
+
+void print(std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(STDOUT_FILENO, text.data(), text.size());
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      throw SystemError(concat("cannot write to standard output: ", base::errno_text(errno)));
+    }
+    text.remove_prefix(static_cast<std::size_t>(written));
+  }
+}
+
+std::string json_text(const Json& value) {
+  // nlohmann writes null for what is not finite, and the shortest digits that read back as the same double.
+  return value.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void JsonOutput::check() const {
+  if (!wanted() || to_stdout()) return;
+  const std::filesystem::path path(file_);
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    throw SystemError(concat("--json ", file_, " is a folder; name a file in it, or - for standard output"));
+  }
+  if (is_device(file_)) return;
+  const std::filesystem::path folder =
+      path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
+    throw SystemError(concat("--json ", file_, ": cannot write into the folder ", folder.string(), ": ",
+                             base::errno_text(errno), "; name another file"));
+  }
+}
+
+void JsonOutput::write(const Json& value) const {
+  if (!wanted()) return;
+  const std::string text = json_text(value);
+  if (to_stdout()) {
+    print(text);
+  } else if (is_device(file_)) {
+    std::ofstream device(file_);
+    if (!(device << text << std::flush)) throw SystemError(concat("cannot write to ", file_));
+  } else {
+    base::write_file_atomically(std::filesystem::path(file_), std::string_view(text));
+  }
+}
+
+}  // namespace kvcal::apps

@@ -1,0 +1,41 @@
+// apps/json_output.h: results to standard output and to --json FILE.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace kvcal::apps {
+
+/// Keys stay in the order in which they were added: the order in which a person wants to read them.
+using Json = nlohmann::ordered_json;
+
+/// Writes all of `text` to standard output. Throws base::SystemError where that fails (a full disk, a closed
+/// pipe).
+void print(std::string_view text);
+
+/// The JSON text of `value`: numbers exact to the last bit, null for NaN and infinity, invalid UTF-8
+/// replaced.
+[[nodiscard]] std::string json_text(const Json& value);
+
+/// The file of --json: empty for none, "-" for standard output.
+class JsonOutput {
+ public:
+  JsonOutput() = default;
+  explicit JsonOutput(std::string file) : file_(std::move(file)) {}
+
+  [[nodiscard]] bool wanted() const { return !file_.empty(); }
+  [[nodiscard]] bool to_stdout() const { return file_ == "-"; }
+  [[nodiscard]] const std::string& file() const { return file_; }
+
+  /// Throws base::SystemError where write() could not work, so that nobody learns it after hours of work.
+  void check() const;
+  /// Writes the value, a file as a whole or not at all; nothing where no JSON was asked for. Throws
+  /// base::SystemError.
+  void write(const Json& value) const;
+
+ private:
+  std::string file_;
+};
+
+}  // namespace kvcal::apps

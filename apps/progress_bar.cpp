@@ -1,0 +1,199 @@
+#include "apps/progress_bar.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "apps/signals.h"
+#include "apps/sizes.h"
+#include "base/error.h"
+
+namespace kvcal::apps {
+namespace {
+
+using base::concat;
+
+constexpr std::chrono::milliseconds kBarInterval(100);
+constexpr std::chrono::seconds kLineInterval(5);
+// An advance that comes at once after the beginning tells of an earlier run's work, which took no time now.
+constexpr std::chrono::milliseconds kAtOnce(100);
+
+bool is_terminal() {
+  const char* kind = std::getenv("TERM");
+  return ::isatty(STDERR_FILENO) == 1 && !(kind != nullptr && std::string_view(kind) == "dumb");
+}
+
+int terminal_width() {
+  winsize size{};
+  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 80;
+}
+
+double fraction_done(const StageState& state) {
+  if (state.total <= 0) return 0;
+  return std::clamp(static_cast<double>(state.done) / static_cast<double>(state.total), 0.0, 1.0);
+}
+
+std::string rate_text(const StageState& state) {
+  const double rate = steps_per_second(state);
+  if (rate <= 0) return {};
+  const std::string number = rate >= 100 ? format_count(std::int64_t(rate + 0.5)) : format_number(rate, 3);
+  return concat(number, " ", state.unit, "/s");
+}
+
+std::string left_text(const StageState& state) {
+  const double rate = steps_per_second(state);
+  if (rate <= 0 || state.total <= 0 || state.done >= state.total) return {};
+  return concat(format_duration(static_cast<double>(state.total - state.done) / rate), " left");
+}
+
+std::string percent_text(const StageState& state) {
+  if (state.total <= 0) return concat(format_count(state.done), " ", state.unit);
+  return concat(static_cast<int>(100 * fraction_done(state)), " %");
+}
+
+// Details may be long (a path); what is cut is shown as "...".
+std::string shortened(const std::string& text, std::size_t width) {
+  if (text.size() <= width) return text;
+  if (width <= 3) return text.substr(0, width);
+  return text.substr(0, width - 3) + "...";
+}
+
+}  // namespace
+
+double steps_per_second(const StageState& state) {
+  if (state.seconds <= 0 || state.done <= state.first) return 0;
+  return static_cast<double>(state.done - state.first) / state.seconds;
+}
+
+std::string format_bar(const StageState& state, int width) {
+  constexpr int kLeastBar = 10, kMostBar = 40;
+  std::string left = state.name;
+  if (!state.detail.empty()) left += "  " + state.detail;
+  std::string right = percent_text(state);
+  for (const std::string& part : {rate_text(state), left_text(state)}) {
+    if (!part.empty()) right += "  " + part;
+  }
+  const int room = width - static_cast<int>(left.size() + right.size()) - 6;  // two gaps and two brackets
+  if (room < kLeastBar || state.total <= 0) {
+    return shortened(left + "  " + right, static_cast<std::size_t>(std::max(width, 0)));
+  }
+  const int length = std::min(room, kMostBar);
+  const int filled = static_cast<int>(length * fraction_done(state));
+  return concat(left, "  [", std::string(static_cast<std::size_t>(filled), '#'),
+                std::string(static_cast<std::size_t>(length - filled), '.'), "]  ", right);
+}
+
+std::string format_line(const StageState& state) {
+  std::string line = state.name + ": ";
+  if (!state.detail.empty()) line += state.detail + ", ";
+  line += percent_text(state);
+  for (const std::string& part : {rate_text(state), left_text(state)}) {
+    if (!part.empty()) line += ", " + part;
+  }
+  return line;
+}
+
+std::string format_end(const StageState& state) {
+  const std::string rate = rate_text(state);
+  return concat(state.name, ": ", format_count(state.done - state.first), " ", state.unit, " in ",
+                format_duration(state.seconds), rate.empty() ? "" : concat(" (", rate, ")"));
+}
+
+ProgressBar::ProgressBar(Verbosity verbosity) : verbosity_(verbosity), on_terminal_(is_terminal()) {}
+
+ProgressBar::~ProgressBar() {
+  clear();
+}
+
+void ProgressBar::begin_stage(std::string_view name, std::int64_t total, std::string_view unit) {
+  const std::scoped_lock lock(mutex_);
+  if (in_stage_) finish_stage();
+  state_ = StageState{};
+  state_.name = name;
+  state_.unit = unit;
+  state_.total = total;
+  in_stage_ = true;
+  start_ = last_drawn_ = Clock::now();
+  log_debug(concat(state_.name, ": begins, ", format_count(total), " ", state_.unit));
+  draw(on_terminal_);
+}
+
+void ProgressBar::advance(std::int64_t done, std::string_view detail) {
+  const std::scoped_lock lock(mutex_);
+  if (!in_stage_) return;
+  const Clock::time_point now = Clock::now();
+  if (state_.done == 0 && state_.first == 0 && done > 0 && done < state_.total && now - start_ < kAtOnce) {
+    state_.first = done;
+    start_ = now;
+  }
+  state_.done = done;
+  state_.detail = detail;
+  state_.seconds = std::chrono::duration<double>(now - start_).count();
+  draw(false);
+}
+
+void ProgressBar::end_stage() {
+  const std::scoped_lock lock(mutex_);
+  if (in_stage_) finish_stage();
+}
+
+void ProgressBar::finish_stage() {
+  state_.seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  erase_bar();
+  in_stage_ = false;
+  log_info(format_end(state_));
+}
+
+void ProgressBar::warning(std::string_view text) {
+  const std::scoped_lock lock(mutex_);
+  erase_bar();
+  log_warning(std::string(text));
+  draw(true);
+}
+
+void ProgressBar::info(std::string_view text) {
+  const std::scoped_lock lock(mutex_);
+  erase_bar();
+  log_info(std::string(text));
+  draw(true);
+}
+
+void ProgressBar::check_interrupted() {
+  if (const int signal = pending_signal(); signal != 0) throw base::Interrupted(signal);
+}
+
+void ProgressBar::clear() {
+  const std::scoped_lock lock(mutex_);
+  erase_bar();
+}
+
+void ProgressBar::draw(bool forced) {
+  if (!in_stage_ || verbosity_ == Verbosity::kQuiet) return;
+  const Clock::time_point now = Clock::now();
+  const bool due = on_terminal_ ? now - last_drawn_ >= kBarInterval : now - last_drawn_ >= kLineInterval;
+  if (!due && !(forced && on_terminal_)) return;
+  last_drawn_ = now;
+  if (!on_terminal_) {
+    log_info(format_line(state_));
+    return;
+  }
+  // One column less than there is: some terminals wrap after the last. "\x1b[K" clears what an earlier,
+  // longer bar left.
+  const std::string bar = "\r" + format_bar(state_, terminal_width() - 1) + "\x1b[K";
+  std::fwrite(bar.data(), 1, bar.size(), stderr);
+  std::fflush(stderr);
+  bar_shown_ = true;
+}
+
+void ProgressBar::erase_bar() {
+  if (!bar_shown_) return;
+  std::fputs("\r\x1b[K", stderr);
+  std::fflush(stderr);
+  bar_shown_ = false;
+}
+
+}  // namespace kvcal::apps

@@ -1,0 +1,197 @@
+#include "calib/calibrate.h"
+
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <future>
+#include <set>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "calib/calibration_job.h"
+#include "calib/passes.h"
+#include "calib/sample_judgement.h"
+#include "calib/work_folder.h"
+
+namespace kvcal::calib {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// The fit of one layer on a thread of its own, while the passes go on; at most one at a time.
+class FitInBackground {
+ public:
+  FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes, std::vector<std::string>& warnings)
+      : job_(job), folder_(folder), passes_(passes), warnings_(warnings) {}
+
+  /// Waits for the fit before, then starts this one.
+  void start(LayerCapture capture) {
+    wait();
+    layer_ = capture.layer;
+    result_ = std::async(std::launch::async, [this, capture = std::move(capture)] {
+      const Clock::time_point begin = Clock::now();
+      LayerFit fit = fit_layer(capture, job_.model->geometry(capture.layer), job_.fit_options());
+      folder_.save_layer(job_.frame, fit.codebook);
+      return std::pair{std::move(fit), seconds_since(begin)};
+    });
+  }
+
+  /// Waits for the fit under way, if any, and keeps its result. Rethrows its error.
+  void wait() {
+    if (!result_.valid()) return;
+    auto [fit, elapsed] = result_.get();
+    seconds_ += elapsed;
+    warnings_.insert(warnings_.end(), fit.warnings.begin(), fit.warnings.end());
+    passes_.layer_saved(layer_);
+  }
+
+  [[nodiscard]] double seconds() const { return seconds_; }
+
+ private:
+  const CalibrationJob& job_;
+  const WorkFolder& folder_;
+  Passes& passes_;
+  std::vector<std::string>& warnings_;
+  int layer_ = 0;
+  double seconds_ = 0;
+  std::future<std::pair<LayerFit, double>> result_;
+};
+
+CalibrationPlan make_plan(const CalibrationJob& job) {
+  CalibrationPlan plan;
+  plan.model_name = job.folder.name;
+  plan.model_folder = job.folder.path;
+  plan.architecture = job.config.architecture;
+  plan.num_layers = job.config.num_layers;
+  plan.num_attention_heads = job.config.num_attention_heads;
+  plan.num_kv_heads = job.config.num_kv_heads;
+  plan.head_dim = job.config.head_dim;
+  plan.parameters = job.weights->parameters();
+  plan.dtype = job.options.dtype;
+  plan.samples = job.windows.samples;
+  plan.seqlen = job.windows.seqlen;
+  plan.tokens = job.windows.tokens();
+  plan.bos = job.windows.bos;
+  plan.work = job.options.work;
+  plan.need = estimate_need(job);
+  std::error_code ignored;
+  for (int layer = 0; layer < plan.num_layers; ++layer) {
+    char name[32];
+    std::snprintf(name, sizeof(name), "layer_%04d.h5", layer);
+    if (fs::exists(plan.work / name, ignored)) ++plan.layers_done;
+  }
+  plan.forward_done = fs::exists(plan.work / "head.json", ignored);
+  return plan;
+}
+
+// Whether `out` holds the finished result of this very run. Throws where it holds anything else.
+bool finished_before(const CalibrationJob& job, formats::Codebook& codebook) {
+  const fs::path& out = job.options.out;
+  if (!fs::exists(out)) return false;
+  if (fs::is_directory(out)) {
+    throw base::WrongUsage(base::concat("--out ", out.string(), " is a folder; name the file to write"));
+  }
+  std::string reason = "is not a kvcal codebook";
+  try {
+    codebook = formats::read_codebook(out);
+    reason = identity_difference(codebook_identity(codebook), job.identity_json);
+    if (reason.empty()) return true;
+    reason = "is the result of another run: " + reason + " differ";
+  } catch (const base::Error& error) {
+    reason = base::concat("is not a whole codebook (", error.what(), ")");
+  }
+  if (job.options.overwrite) return false;
+  throw base::SystemError(
+      base::concat(out.string(), " exists and ", reason, "; name another file with --out, or give --overwrite"));
+}
+
+void check_writable(const fs::path& out) {
+  const fs::path folder = out.parent_path().empty() ? fs::path(".") : out.parent_path();
+  if (!fs::is_directory(folder)) {
+    throw base::SystemError(base::concat("cannot write ", out.string(), ": the folder ", folder.string(),
+                                         " does not exist; make it first"));
+  }
+  const fs::path probe = base::temporary_name(out);
+  base::write_file_atomically(probe, std::string_view());
+  fs::remove(probe);
+}
+
+/// The passes and fits from what the work folder holds to the finished codebook.
+formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, std::int64_t cache_bytes,
+                             base::Progress& progress, CalibrationReport& report) {
+  Passes passes(job, folder, progress, cache_bytes);
+  const Clock::time_point start = Clock::now();
+  passes.forward();
+  job.frame.calibration.loss = passes.head();
+  report.forward_seconds = seconds_since(start);
+
+  const Clock::time_point backward_start = Clock::now();
+  const int layers = job.config.num_layers;
+  progress.begin_stage("backward", job.windows.tokens() * layers, "tokens");
+  {
+    FitInBackground fits(job, folder, passes, report.warnings);
+    for (int layer = layers - 1; layer >= 0; --layer) {
+      if (folder.load_layer(layer)) {
+        passes.layer_saved(layer);
+        continue;
+      }
+      fits.start(passes.backward_layer(layer));
+    }
+    fits.wait();
+    report.fit_seconds = fits.seconds();
+  }
+  progress.end_stage();
+  report.backward_seconds = seconds_since(backward_start);
+
+  formats::Codebook codebook = job.frame;
+  for (int layer = 0; layer < layers; ++layer) {
+    auto saved = folder.load_layer(layer);
+    if (!saved) throw base::SystemError(base::concat(folder.path().string(), ": the checkpoint of layer ", layer, " is gone"));
+    codebook.layers.push_back(std::move(*saved));
+  }
+  return codebook;
+}
+
+void warn(CalibrationReport& report, base::Progress& progress, const std::vector<std::string>& warnings) {
+  for (const std::string& warning : warnings) progress.warning(warning);
+  report.warnings.insert(report.warnings.end(), warnings.begin(), warnings.end());
+}
+
+}  // namespace
+
+CalibrationPlan plan_calibration(const CalibrationOptions& options, base::Progress& progress) {
+  return make_plan(prepare_calibration(options, progress));
+}
+
+CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress, PlanListener* listener) {
+  const Clock::time_point start = Clock::now();
+  CalibrationJob job = prepare_calibration(options, progress);
+  at::set_num_threads(job.threads);
+  CalibrationReport report;
+  report.already_done = finished_before(job, report.codebook);
+  report.plan = make_plan(job);
+  if (report.already_done) return report;
+  if (listener != nullptr) listener->on_plan(report.plan);
+  warn(report, progress, job.warnings);
+  if (job.options.dry_run) return report;
+
+  const std::int64_t cache_bytes = check_need(report.plan.need, job);
+  check_writable(job.options.out);
+  WorkFolder folder(job.options.work, job.identity_json);
+  const std::size_t reported = report.warnings.size();
+  formats::Codebook codebook = run_passes(job, folder, cache_bytes, progress, report);
+  for (std::size_t i = reported; i < report.warnings.size(); ++i) progress.warning(report.warnings[i]);
+  warn(report, progress, judge_sample(codebook));
+  formats::write_codebook(job.options.out, codebook);
+  report.codebook = formats::read_codebook(job.options.out);
+  folder.remove_all();
+  report.seconds = seconds_since(start);
+  return report;
+}
+
+}  // namespace kvcal::calib

@@ -1,0 +1,241 @@
+#include "calib/calibration_job.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "calib/version.h"
+
+namespace kvcal::calib {
+
+using nlohmann::json;
+
+namespace {
+
+void require_choice(const char* option, const std::string& value, std::initializer_list<const char*> choices) {
+  std::string known;
+  for (const char* choice : choices) {
+    if (value == choice) return;
+    known += (known.empty() ? "" : ", ") + std::string(choice);
+  }
+  throw base::WrongUsage(base::concat(option, " ", value, ": expected one of ", known));
+}
+
+void check_lists(const CalibrationOptions& options) {
+  if (options.bits.empty()) throw base::WrongUsage("--bits is empty; give some of 2, 3, 4");
+  for (const int bits : options.bits) {
+    if (bits < 2 || bits > 4) throw base::WrongUsage(base::concat("--bits ", bits, ": expected 2, 3 or 4"));
+  }
+  if (std::set(options.bits.begin(), options.bits.end()).size() != options.bits.size()) {
+    throw base::WrongUsage("--bits names the same number twice");
+  }
+  if (options.outliers.empty()) throw base::WrongUsage("--outliers is empty; give fractions such as 0,0.01");
+  std::set<std::string> names;
+  for (const double fraction : options.outliers) {
+    if (!(fraction >= 0 && fraction < 0.5)) {
+      throw base::WrongUsage(base::concat("--outliers ", fraction, ": expected a fraction from 0 to below 0.5; 0.01 is 1 %"));
+    }
+    if (!names.insert(formats::outlier_group_name(fraction)).second) {
+      throw base::WrongUsage(base::concat("--outliers names ", fraction, " twice"));
+    }
+  }
+}
+
+void check_options(const CalibrationOptions& options) {
+  if (options.texts.empty() == options.tokens.empty()) {
+    throw base::WrongUsage(options.texts.empty() ? "give calibration text: --text FILE, or --tokens FILE.npy"
+                                                 : "--text and --tokens exclude each other");
+  }
+  if (options.out.empty()) throw base::WrongUsage("--out is missing: the codebook file to write");
+  check_lists(options);
+  if (options.sinks < 0) throw base::WrongUsage(base::concat("--sinks ", options.sinks, ": expected 0 or more"));
+  if (options.threads < 0) throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
+  if (options.samples.value_or(1) < 1) throw base::WrongUsage("--samples: expected 1 or more");
+  if (options.seqlen.value_or(2) < 2) throw base::WrongUsage("--seqlen: expected 2 or more");
+  require_choice("--bos", options.bos, {"auto", "each", "first", "none"});
+  require_choice("--value-scope", options.value_scope, {"token", "head"});
+  require_choice("--sensitivity", options.sensitivity, {"fisher", "none"});
+  require_choice("--fisher-scale", options.fisher_scale, {"range", "none"});
+  require_choice("--dtype", options.dtype, {"auto", "float32", "bfloat16"});
+  if (options.device.starts_with("cuda")) {
+    throw base::WrongUsage(base::concat("--device ", options.device, ": this version calibrates on the CPU only"));
+  }
+  require_choice("--device", options.device, {"cpu"});
+}
+
+TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder, const ModelConfig& config,
+                          base::Progress& progress) {
+  if (!options.tokens.empty()) {
+    if (options.bos != "auto" && options.bos != "none") {
+      throw base::WrongUsage("--bos goes with --text; --tokens are used as they are");
+    }
+    TokenWindows windows = load_tokens(options.tokens, config.vocab_size);
+    const auto contradicts = [&](const char* name, std::optional<std::int64_t> asked, std::int64_t given) {
+      if (asked && *asked != given) {
+        throw base::WrongUsage(base::concat(name, " ", *asked, " contradicts ", options.tokens.string(), ", which holds ",
+                                            windows.samples, " x ", windows.seqlen));
+      }
+    };
+    contradicts("--samples", options.samples, windows.samples);
+    contradicts("--seqlen", options.seqlen, windows.seqlen);
+    return windows;
+  }
+  const auto tokenizer = formats::load_tokenizer(folder.path);
+  TextSampling sampling;
+  sampling.files = options.texts;
+  sampling.samples = options.samples.value_or(sampling.samples);
+  sampling.seqlen = options.seqlen.value_or(sampling.seqlen);
+  sampling.bos = options.bos;
+  sampling.parse_special = options.parse_special;
+  sampling.seed = options.seed;
+  TokenWindows windows = sample_texts(sampling, *tokenizer, progress);
+  for (const std::int32_t id : windows.ids) {
+    if (id < config.vocab_size) continue;
+    throw base::InvalidInput(base::concat(folder.path.string(), ": the tokenizer gives id ", id,
+                                          ", outside the model's vocabulary of ", config.vocab_size,
+                                          "; are tokenizer and weights of the same model?"));
+  }
+  return windows;
+}
+
+void check_lengths(const CalibrationJob& job) {
+  const std::int64_t needed = job.options.sinks + 2;
+  for (std::int64_t i = 0; i < job.windows.samples; ++i) {
+    const auto length = static_cast<std::int64_t>(job.windows.sample(i).size());
+    if (length >= needed) continue;
+    throw base::WrongUsage(base::concat("sample ", i, " has ", length, " tokens; with ", job.options.sinks,
+                                        " sinks a window needs at least ", needed));
+  }
+}
+
+std::vector<std::string> judge_windows(const CalibrationJob& job) {
+  std::vector<std::string> warnings;
+  if (job.windows.chat_template_without_special) {
+    warnings.emplace_back(
+        "the model has a chat template and the text holds none of its special tokens; what it serves are chats, so calibrate on "
+        "chats too, rendered with that template");
+  }
+  if (job.config.max_positions > 0 && job.windows.seqlen > job.config.max_positions) {
+    warnings.push_back(base::concat("windows of ", job.windows.seqlen, " tokens exceed the ", job.config.max_positions,
+                                    " positions that the model was made for; its activations there are not what it serves"));
+  }
+  const std::int64_t counted = job.windows.tokens() - job.windows.samples * job.options.sinks;
+  for (const double fraction : job.options.outliers) {
+    const double behind = fraction / 2 * static_cast<double>(counted);
+    if (fraction == 0 || behind >= 50) continue;
+    const double tokens_per_sample = static_cast<double>(counted) / static_cast<double>(job.windows.samples);
+    const auto wanted = static_cast<std::int64_t>(50 / (fraction / 2) / tokens_per_sample) + 1;
+    warnings.push_back(base::concat("only ", static_cast<std::int64_t>(behind), " values stand behind each quantile of outlier fraction ",
+                                    fraction, "; 50 are wanted: try --samples ", wanted));
+  }
+  return warnings;
+}
+
+std::string options_json(const CalibrationJob& job) {
+  const CalibrationOptions& options = job.options;
+  json fields = {{"bits", options.bits},
+                 {"outliers", options.outliers},
+                 {"samples", job.windows.samples},
+                 {"seqlen", job.windows.seqlen},
+                 {"sinks", options.sinks},
+                 {"bos", job.windows.bos},
+                 {"value_scope", options.value_scope},
+                 {"sensitivity", options.sensitivity},
+                 {"fisher_scale", options.fisher_scale},
+                 {"dtype", job.options.dtype},
+                 {"device", options.device}};
+  if (options.tokens.empty()) {
+    fields["seed"] = options.seed;
+    fields["parse_special"] = options.parse_special;
+  }
+  return fields.dump();
+}
+
+void fill_frame(CalibrationJob& job) {
+  formats::Codebook& frame = job.frame;
+  frame.created_by = std::string("kvcal ") + kVersion;
+  frame.model.name = job.folder.name;
+  frame.model.architecture = job.config.architecture;
+  frame.model.config_sha256 = job.config.sha256();
+  frame.model.weights_sha256 = job.weights->checkpoint().weights_sha256();
+  frame.model.num_layers = job.config.num_layers;
+  frame.model.num_attention_heads = job.config.num_attention_heads;
+  frame.model.num_kv_heads = job.config.num_kv_heads;
+  frame.model.head_dim = job.config.head_dim;
+  frame.model.rope_json = job.config.rope.to_json();
+  formats::CalibrationInfo& info = frame.calibration;
+  info.options_json = options_json(job);
+  info.texts = job.windows.texts;
+  info.tokens_sha256 = job.windows.sha256();
+  info.samples = job.windows.samples;
+  info.seqlen = job.windows.seqlen;
+  info.tokens = job.windows.tokens();
+  info.bos = job.windows.bos;
+  info.sinks = job.options.sinks;
+  info.seed = job.options.seed;
+  info.dtype = job.options.dtype;
+  info.device = job.options.device;
+  info.value_scope = job.options.value_scope;
+  info.sensitivity = job.options.sensitivity;
+  info.fisher_scale = job.options.fisher_scale;
+}
+
+}  // namespace
+
+std::string codebook_identity(const formats::Codebook& codebook) {
+  json identity = {{"model config", codebook.model.config_sha256},
+                   {"model weights", codebook.model.weights_sha256},
+                   {"tokens", codebook.calibration.tokens_sha256},
+                   {"version", codebook.created_by}};
+  const json options = json::parse(codebook.calibration.options_json, nullptr, false);
+  if (options.is_object()) {
+    for (const auto& [key, value] : options.items()) identity["--" + key] = value;
+  }
+  json texts = json::array();
+  for (const formats::TextInfo& text : codebook.calibration.texts) texts.push_back({text.name, text.sha256});
+  identity["texts"] = texts;
+  identity["model name"] = codebook.model.name;
+  return identity.dump();
+}
+
+FitOptions CalibrationJob::fit_options() const {
+  FitOptions fit;
+  fit.bits = options.bits;
+  fit.outliers = options.outliers;
+  fit.value_per_head = options.value_scope == "head";
+  fit.range_weights = options.fisher_scale == "range";
+  fit.threads = threads;
+  return fit;
+}
+
+CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Progress& progress) {
+  check_options(options);
+  CalibrationJob job;
+  job.options = options;
+  std::sort(job.options.bits.begin(), job.options.bits.end());
+  std::sort(job.options.outliers.begin(), job.options.outliers.end());
+  job.threads = base::resolve_threads(options.threads);
+  if (job.options.work.empty()) job.options.work = options.out.string() + ".work";
+  // float32 is the default: the arithmetic that the definitions are checked against. bfloat16 is there for who asks.
+  if (job.options.dtype == "auto") job.options.dtype = "float32";
+
+  job.folder = find_model_folder(options.model);
+  job.config = read_model_config(job.folder.path);
+  job.weights = std::make_shared<const WeightLoader>(job.folder.path,
+                                                     job.options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  job.model = load_model(job.config, job.weights);
+  job.windows = read_windows(job.options, job.folder, job.config, progress);
+  job.options.samples = job.windows.samples;
+  job.options.seqlen = job.windows.seqlen;
+  check_lengths(job);
+  job.warnings = judge_windows(job);
+  fill_frame(job);
+  job.identity_json = codebook_identity(job.frame);
+  return job;
+}
+
+}  // namespace kvcal::calib

@@ -1,0 +1,173 @@
+// Q-Norm, objectives of given centroids, and the comparison of the sample's halves.
+#include <algorithm>
+#include <cmath>
+
+#include "base/parallel.h"
+#include "calib/fit_source.h"
+#include "calib/layer_fit.h"
+#include "calib/thresholds.h"
+
+namespace kvcal::calib {
+namespace {
+
+/// Count, mean and sum of squared differences from it, merged pairwise (Chan, Golub and LeVeque 1983).
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+
+  Moments& operator+=(const Moments& other) {
+    if (other.count == 0) return *this;
+    const double total = count + other.count;
+    const double shift = other.mean - mean;
+    squares += other.squares + shift * shift * count * other.count / total;
+    mean += shift * other.count / total;
+    count = total;
+    return *this;
+  }
+  [[nodiscard]] double deviation() const { return count > 0 ? std::sqrt(squares / count) : 0; }
+};
+
+Moments moments_of(std::span<const float> values) {
+  Moments result;
+  result.count = static_cast<double>(values.size());
+  if (values.empty()) return result;
+  double sum = 0;
+  for (const float value : values) sum += value;
+  result.mean = sum / result.count;
+  for (const float value : values) result.squares += (value - result.mean) * (value - result.mean);
+  return result;
+}
+
+/// Moments of the points and of the points quantised with each datatype.
+struct MomentSet {
+  std::vector<Moments> parts;
+  MomentSet& operator+=(const MomentSet& other) {
+    if (parts.empty()) parts.resize(other.parts.size());
+    for (std::size_t i = 0; i < other.parts.size(); ++i) parts[i] += other.parts[i];
+    return *this;
+  }
+};
+
+/// The midpoints between neighbouring centroids, in float as the quantiser compares with.
+std::vector<float> midpoints(std::span<const float> centroids) {
+  std::vector<float> result;
+  for (std::size_t i = 1; i < centroids.size(); ++i) result.push_back((centroids[i - 1] + centroids[i]) * 0.5F);
+  return result;
+}
+
+// The index of the nearest centroid; a midpoint belongs to the lower one.
+std::size_t nearest(std::span<const float> middle, float point) {
+  std::size_t index = 0;
+  for (const float m : middle) index += point > m ? 1 : 0;
+  return index;
+}
+
+struct Chunk {
+  std::vector<float> points, weights;
+};
+
+Chunk load_chunk(const kmeans::PointSource& source, std::int64_t index) {
+  Chunk chunk;
+  source.load(index, chunk.points, chunk.weights);
+  return chunk;
+}
+
+}  // namespace
+
+std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<std::vector<float>>& centroids, int threads) {
+  const auto sum = base::blocked_sum<MomentSet>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
+    const Chunk chunk = load_chunk(source, index);
+    MomentSet set;
+    set.parts.push_back(moments_of(chunk.points));
+    std::vector<float> quantised(chunk.points.size());
+    for (const std::vector<float>& table : centroids) {
+      const std::vector<float> middle = midpoints(table);
+      for (std::size_t i = 0; i < quantised.size(); ++i) quantised[i] = table[nearest(middle, chunk.points[i])];
+      set.parts.push_back(moments_of(quantised));
+    }
+    return set;
+  });
+  std::vector<QNorm> norms(centroids.size());
+  for (std::size_t i = 0; i < norms.size(); ++i) {
+    const Moments& exact = sum.parts[0];
+    const Moments& quantised = sum.parts[i + 1];
+    if (!(quantised.deviation() > 0)) continue;
+    norms[i].scale = exact.deviation() / quantised.deviation();
+    norms[i].offset = exact.mean - quantised.mean * norms[i].scale;
+  }
+  return norms;
+}
+
+double objective_of(const kmeans::PointSource& source, std::span<const float> centroids, int threads) {
+  const std::vector<float> middle = midpoints(centroids);
+  return base::blocked_sum<double>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
+    const Chunk chunk = load_chunk(source, index);
+    double sum = 0;
+    for (std::size_t i = 0; i < chunk.points.size(); ++i) {
+      const double error = static_cast<double>(chunk.points[i]) -
+                           static_cast<double>(centroids[nearest(middle, chunk.points[i])]);
+      sum += static_cast<double>(chunk.weights[i]) * error * error;
+    }
+    return sum;
+  });
+}
+
+namespace {
+
+// The mean over channels of how far both thresholds of the halves lie apart, in units of the whole sample's range.
+double threshold_shift(const Thresholds& whole, const Thresholds& first, const Thresholds& second) {
+  double sum = 0;
+  double counted = 0;
+  for (std::size_t c = 0; c < whole.lower.size(); ++c) {
+    const double range = normaliser(whole.lower[c], whole.upper[c]).range;
+    if (range == 0) continue;
+    sum += (std::abs(static_cast<double>(first.lower[c]) - second.lower[c]) +
+            std::abs(static_cast<double>(first.upper[c]) - second.upper[c])) /
+           (2 * range);
+    ++counted;
+  }
+  return counted > 0 ? sum / counted : 0;
+}
+
+// What it costs each half to use the other's datatype, relative to its own optimum; the mean of both ways.
+double datatype_excess(const FitSource& first, const FitSource& second, int clusters, int threads) {
+  if (first.inliers() == 0 || second.inliers() == 0 || first.weightless() || second.weightless()) return 0;
+  const std::vector<int> counts = {clusters};
+  const FitSource* const halves[2] = {&first, &second};
+  std::vector<float> centroids[2];
+  for (int h = 0; h < 2; ++h) {
+    const auto solution = kmeans::solve_all(*halves[h], counts, 1e-3, threads)[0];
+    centroids[h].assign(solution.centroids.begin(), solution.centroids.end());
+  }
+  double excess = 0;
+  for (int h = 0; h < 2; ++h) {
+    const double own = objective_of(*halves[h], centroids[h], threads);
+    if (own > 0) excess += objective_of(*halves[h], centroids[1 - h], threads) / own - 1;
+  }
+  return excess / 2;
+}
+
+}  // namespace
+
+formats::SampleAgreement compare_halves(const CapturedTensor& tensor, bool per_channel, int groups,
+                                        const FitOptions& options) {
+  formats::SampleAgreement agreement;
+  const std::int64_t rows = tensor.x.rows();
+  if (rows < 2) return agreement;
+  const CapturedRows parts[2] = {{tensor, 0, rows / 2}, {tensor, rows / 2, rows}};
+  const std::vector<double> fraction = {*std::max_element(options.outliers.begin(), options.outliers.end())};
+  const auto thresholds_of = [&](const CapturedRows& part) {
+    return per_channel ? channel_thresholds(part, fraction, options.threads)[0]
+                       : row_thresholds(part, groups, fraction, options.threads)[0];
+  };
+  const Thresholds halves[2] = {thresholds_of(parts[0]), thresholds_of(parts[1])};
+  if (per_channel) agreement.threshold_shift = threshold_shift(thresholds_of(CapturedRows(tensor)), halves[0], halves[1]);
+  const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
+  const int used_groups = per_channel ? 0 : groups;
+  const FitSource first(parts[0], halves[0], used_groups, weighting, options.threads);
+  const FitSource second(parts[1], halves[1], used_groups, weighting, options.threads);
+  const int bits = options.bits[options.bits.size() / 2];
+  agreement.datatype_excess = datatype_excess(first, second, 1 << bits, options.threads);
+  return agreement;
+}
+
+}  // namespace kvcal::calib

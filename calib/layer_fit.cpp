@@ -1,0 +1,145 @@
+#include "calib/layer_fit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "base/error.h"
+#include "base/float16.h"
+#include "base/parallel.h"
+#include "calib/fit_source.h"
+#include "calib/thresholds.h"
+
+namespace kvcal::calib {
+namespace {
+
+// Channels whose sums are taken together.
+constexpr std::int64_t kChannelsAtOnce = 64;
+
+struct TensorName {
+  int layer;
+  const char* kind;  // "key" or "value"
+  [[nodiscard]] std::string text() const { return base::concat("layer ", layer, ", ", kind, "s"); }
+};
+
+std::vector<float> fisher_channel(const CapturedTensor& tensor, int threads) {
+  const std::int64_t channels = tensor.x.columns();
+  std::vector<float> sums(static_cast<std::size_t>(channels), static_cast<float>(tensor.x.rows()));
+  if (tensor.gradients.empty()) return sums;
+  base::parallel_for((channels + kChannelsAtOnce - 1) / kChannelsAtOnce, threads, [&](std::int64_t block) {
+    const auto first = static_cast<std::size_t>(block * kChannelsAtOnce);
+    const auto width = static_cast<std::size_t>(std::min(kChannelsAtOnce, channels - block * kChannelsAtOnce));
+    std::vector<double> totals(width);
+    for (std::int64_t r = 0; r < tensor.x.rows(); ++r) {
+      const auto row = tensor.gradients.row(r).subspan(first, width);
+      for (std::size_t c = 0; c < width; ++c) totals[c] += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+    }
+    for (std::size_t c = 0; c < width; ++c) sums[first + c] = static_cast<float>(totals[c]);
+  });
+  return sums;
+}
+
+void check_half_range(const Thresholds& thresholds, const TensorName& name, bool per_channel) {
+  for (std::size_t i = 0; i < thresholds.lower.size(); ++i) {
+    const Normaliser normal = normaliser(thresholds.lower[i], thresholds.upper[i]);
+    const auto overflows = [](double value) {
+      return (base::float_to_half(static_cast<float>(value)) & 0x7fffU) == 0x7c00U;
+    };
+    if (!overflows(normal.zero) && !overflows(normal.range)) continue;
+    throw base::InvalidInput(base::concat(name.text(), ", ", per_channel ? "channel " : "token ", i, ": thresholds ",
+                                          thresholds.lower[i], " and ", thresholds.upper[i],
+                                          " give a scale or zero beyond fp16 (65504), in which they are stored"));
+  }
+}
+
+std::vector<float> round_centroids(const std::vector<double>& centroids) {
+  return {centroids.begin(), centroids.end()};
+}
+
+std::vector<int> cluster_counts(const std::vector<int>& bits) {
+  std::vector<int> counts;
+  for (const int b : bits) counts.push_back(1 << b);
+  return counts;
+}
+
+// All bits of one outlier fraction.
+std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thresholds& thresholds, int groups,
+                                             double fraction, const TensorName& name, const FitOptions& options,
+                                             std::vector<std::string>& warnings) {
+  const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
+  auto source = std::make_unique<FitSource>(rows, thresholds, groups, weighting, options.threads);
+  if (source->inliers() == 0) {
+    throw base::InvalidInput(base::concat(name.text(), ", outlier fraction ", fraction,
+                                          ": nothing to fit; every channel is constant. Is the checkpoint a trained model?"));
+  }
+  std::string weights_name = rows.has_gradients() ? "fisher" : "none";
+  if (source->weightless()) {
+    warnings.push_back(base::concat(name.text(), ", outlier fraction ", fraction,
+                                    ": all sensitivities are zero; every element weighs the same"));
+    weights_name = "uniform";
+    source = std::make_unique<FitSource>(rows, thresholds, groups, Weighting::kUnit, options.threads);
+  }
+  const std::vector<int> counts = cluster_counts(options.bits);
+  const std::vector<kmeans::Solution> solutions = kmeans::solve_all(*source, counts, 0.0, options.threads);
+
+  std::vector<formats::Datatype> datatypes;
+  std::vector<std::vector<float>> centroids;
+  for (std::size_t i = 0; i < solutions.size(); ++i) {
+    formats::Datatype datatype;
+    datatype.bits = options.bits[i];
+    datatype.centroids = round_centroids(solutions[i].centroids);
+    datatype.objective = std::ldexp(solutions[i].objective, source->weight_exponent());
+    datatype.lower_bound = std::ldexp(solutions[i].lower_bound, source->weight_exponent());
+    datatype.weights = weights_name;
+    centroids.push_back(datatype.centroids);
+    datatypes.push_back(std::move(datatype));
+  }
+  const std::vector<QNorm> norms = qnorm(*source, centroids, options.threads);
+  for (std::size_t i = 0; i < norms.size(); ++i) {
+    datatypes[i].qnorm_scale = norms[i].scale;
+    datatypes[i].qnorm_offset = norms[i].offset;
+  }
+  return datatypes;
+}
+
+formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const TensorName& name, bool per_channel, int groups,
+                                   const FitOptions& options, std::vector<std::string>& warnings) {
+  const CapturedRows rows(tensor);
+  formats::TensorCodebook codebook;
+  codebook.fisher_channel = fisher_channel(tensor, options.threads);
+  const std::vector<Thresholds> thresholds = per_channel
+                                                 ? channel_thresholds(rows, options.outliers, options.threads)
+                                                 : row_thresholds(rows, groups, options.outliers, options.threads);
+  for (std::size_t f = 0; f < options.outliers.size(); ++f) {
+    check_half_range(thresholds[f], name, per_channel);
+    formats::OutlierSet set;
+    set.fraction = options.outliers[f];
+    if (per_channel) {
+      set.lower = thresholds[f].lower;
+      set.upper = thresholds[f].upper;
+    }
+    set.datatypes =
+        fit_datatypes(rows, thresholds[f], per_channel ? 0 : groups, set.fraction, name, options, warnings);
+    codebook.outliers.push_back(std::move(set));
+  }
+  codebook.halves = compare_halves(tensor, per_channel, groups, options);
+  return codebook;
+}
+
+}  // namespace
+
+LayerFit fit_layer(const LayerCapture& capture, const LayerGeometry& geometry, const FitOptions& options) {
+  LayerFit fit;
+  fit.codebook.index = capture.layer;
+  fit.codebook.kv_heads = geometry.kv_heads;
+  fit.codebook.key_dim = geometry.key_dim;
+  fit.codebook.value_dim = geometry.value_dim;
+  fit.codebook.rope_json = geometry.rope_json;
+  fit.codebook.window = geometry.window;
+  const int value_groups = options.value_per_head ? geometry.kv_heads : 1;
+  fit.codebook.key = fit_tensor(capture.keys, {capture.layer, "key"}, true, 0, options, fit.warnings);
+  fit.codebook.value = fit_tensor(capture.values, {capture.layer, "value"}, false, value_groups, options, fit.warnings);
+  return fit;
+}
+
+}  // namespace kvcal::calib

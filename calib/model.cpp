@@ -1,0 +1,96 @@
+#include "calib/model.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+
+namespace kvcal::calib {
+
+#define KVCAL_ARCHITECTURE(family) Architecture family();
+#include "calib/models/architectures.inc"
+#undef KVCAL_ARCHITECTURE
+
+namespace {
+
+std::string known_names() {
+  std::string names;
+  for (const Architecture& architecture : architectures()) names += (names.empty() ? "" : ", ") + architecture.name;
+  return names;
+}
+
+const Architecture& find_architecture(const ConfigReader& config) {
+  std::string asked;
+  if (config.has("architectures") && config.object()["architectures"].is_array()) {
+    for (const auto& name : config.object()["architectures"]) {
+      if (!name.is_string()) config.fail("architectures", "expected a list of names");
+      for (const Architecture& known : architectures()) {
+        if (known.name == name.get<std::string>()) return known;
+      }
+      asked += (asked.empty() ? "" : ", ") + name.get<std::string>();
+    }
+  }
+  const std::string model_type = config.text("model_type", "");
+  if (asked.empty()) {
+    for (const Architecture& known : architectures()) {
+      if (known.model_type == model_type) return known;
+    }
+    asked = "model_type '" + model_type + "'";
+  }
+  throw base::InvalidInput(base::concat(config.file().string(), ": the architecture ", asked,
+                                        " is not known; those known are: ", known_names(),
+                                        ". docs/architectures.md says how to add one"));
+}
+
+void refuse_quantised(const ConfigReader& config) {
+  if (config.is_null("quantization_config") && config.is_null("compression_config")) return;
+  const std::string key = config.is_null("quantization_config") ? "compression_config" : "quantization_config";
+  const auto& quantised = config.object().at(key);
+  std::string method = "unknown";
+  if (quantised.is_object() && quantised.contains("quant_method") && quantised["quant_method"].is_string()) {
+    method = quantised["quant_method"].get<std::string>();
+  }
+  throw base::InvalidInput(base::concat(
+      config.file().string(), ": the weights are quantised (", key, ", method '", method,
+      "'); calibrate the original F16 or BF16 checkpoint, whose codebook serves the quantised one too, or convert this one: "
+      "AutoModelForCausalLM.from_pretrained(DIR).dequantize() and save_pretrained() of transformers"));
+}
+
+}  // namespace
+
+const std::vector<Architecture>& architectures() {
+  static const std::vector<Architecture> known = {
+#define KVCAL_ARCHITECTURE(family) family(),
+#include "calib/models/architectures.inc"
+#undef KVCAL_ARCHITECTURE
+  };
+  return known;
+}
+
+ModelConfig read_model_config(const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / "config.json";
+  if (!std::filesystem::exists(file)) {
+    throw base::InvalidInput(base::concat(folder.string(), ": no config.json; --model takes a folder of the Hugging Face form"));
+  }
+  nlohmann::json json;
+  try {
+    json = nlohmann::json::parse(base::read_text_file(file));
+  } catch (const nlohmann::json::exception& error) {
+    throw base::InvalidInput(base::concat(file.string(), ": not valid JSON: ", error.what()));
+  }
+  const ConfigReader config(json, file);
+  const Architecture& architecture = find_architecture(config);
+  refuse_quantised(config);
+  ModelConfig model = architecture.read_config(config);
+  model.architecture = architecture.name;
+  return model;
+}
+
+std::unique_ptr<Model> load_model(const ModelConfig& config, std::shared_ptr<const WeightLoader> weights) {
+  for (const Architecture& known : architectures()) {
+    if (known.name == config.architecture) return known.make_model(config, std::move(weights));
+  }
+  throw base::InvalidInput(base::concat("the architecture ", config.architecture, " is not known"));
+}
+
+}  // namespace kvcal::calib

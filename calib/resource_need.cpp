@@ -1,0 +1,137 @@
+// The memory and time model of docs/memory.md: what a calibration takes, from the model's shape and the options alone.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+#include "calib/calibration_job.h"
+#include "calib/machine.h"
+
+namespace kvcal::calib {
+namespace {
+
+// The program, libtorch and its thread pools, before any model.
+constexpr std::int64_t kProgramBytes = std::int64_t{400} << 20;
+// Positions whose logits exist together (fisher::head_loss), and how many copies of them in float32: logits, log-softmax and the
+// gradients of both.
+constexpr std::int64_t kHeadRows = 512;
+constexpr std::int64_t kHeadCopies = 4;
+// Copies of each activation that one block's graph holds at its peak, counted on calib/models/llama.cpp: of the hidden state (input,
+// both norms and their wide forms, both sums, and gradients), of queries, keys and values (before and after rotation, wide and
+// expanded), of the MLP's inner state.
+constexpr std::int64_t kHiddenCopies = 14;
+constexpr std::int64_t kAttentionCopies = 10;
+constexpr std::int64_t kInnerCopies = 6;
+
+struct LayerSizes {
+  std::int64_t layer_parameters = 0;
+  std::int64_t head_parameters = 0;
+  std::int64_t kv_channels = 0;  // keys and values together
+};
+
+LayerSizes layer_sizes(const ModelConfig& config) {
+  const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
+  const std::int64_t kv = std::int64_t{config.num_kv_heads} * config.head_dim;
+  LayerSizes sizes;
+  sizes.layer_parameters = config.hidden_size * (2 * query + 2 * kv + 3 * config.intermediate_size + 2);
+  sizes.head_parameters = config.vocab_size * config.hidden_size;
+  sizes.kv_channels = 2 * kv;
+  return sizes;
+}
+
+// Floating-point operations a second in a float32 or bfloat16 product, measured on this machine in a few milliseconds.
+double measure_rate(at::ScalarType dtype) {
+  constexpr std::int64_t kSize = 768;
+  const at::Tensor a = at::ones({kSize, kSize}, dtype);
+  double best = 0;
+  for (int repeat = 0; repeat < 4; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    const at::Tensor product = at::matmul(a, a);
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::max(best, 2.0 * kSize * kSize * kSize / std::max(elapsed.count(), 1e-6));
+  }
+  return best;
+}
+
+// Model arithmetic: forward, recomputation and input gradients, 2 operations per parameter and token each, causal attention, the
+// head both ways; and the fits at the rate of a few passes over the captures.
+double estimate_seconds(const CalibrationJob& job, const LayerSizes& sizes, double rate) {
+  const auto tokens = static_cast<double>(job.windows.tokens());
+  const double passes = job.options.sensitivity == "fisher" ? 3 : 2;
+  const double attention = 2.0 * static_cast<double>(job.windows.seqlen) * job.config.num_attention_heads * job.config.head_dim;
+  const double layers = job.config.num_layers;
+  const double operations = passes * tokens * layers * (2.0 * static_cast<double>(sizes.layer_parameters) + attention) +
+                            4.0 * tokens * static_cast<double>(sizes.head_parameters);
+  constexpr double kFitSecondsPerValue = 120e-9;  // for each outlier fraction, on one thread
+  const double fits = layers * tokens * static_cast<double>(sizes.kv_channels) *
+                      static_cast<double>(job.options.outliers.size()) * kFitSecondsPerValue / job.threads;
+  // Fits run beside the backward pass on the same cores.
+  return operations / rate + fits;
+}
+
+std::int64_t folder_bytes(const std::filesystem::path& folder) {
+  std::int64_t total = 0;
+  std::error_code ignored;
+  for (const auto& item : std::filesystem::directory_iterator(folder, ignored)) {
+    const auto size = item.file_size(ignored);
+    if (!ignored) total += static_cast<std::int64_t>(size);
+  }
+  return total;
+}
+
+}  // namespace
+
+ResourceNeed estimate_need(const CalibrationJob& job) {
+  const ModelConfig& config = job.config;
+  const LayerSizes sizes = layer_sizes(config);
+  const std::int64_t element = job.options.dtype == "bfloat16" ? 2 : 4;
+  const std::int64_t seqlen = job.windows.seqlen;
+  const std::int64_t tokens = job.windows.tokens();
+  const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
+  const bool gradients = job.options.sensitivity == "fisher";
+
+  ResourceNeed need;
+  need.base_bytes = kProgramBytes;
+  need.weights_bytes = std::max(sizes.layer_parameters, sizes.head_parameters) * element;
+  const std::int64_t block = seqlen * 4 *
+                             (config.hidden_size * kHiddenCopies + (query + sizes.kv_channels) * kAttentionCopies +
+                              config.intermediate_size * kInnerCopies);
+  const std::int64_t head = std::min(seqlen, kHeadRows) * config.vocab_size * 4 * kHeadCopies;
+  need.working_bytes = std::max(block, head);
+  const std::int64_t capture = tokens * sizes.kv_channels * 4 * (gradients ? 2 : 1);
+  // One layer is captured while the one before it is fitted.
+  need.capture_bytes = capture * std::min(2, config.num_layers);
+  // Thresholds of every token, their zeros and ranges, and the points that the solver gathers.
+  need.fit_bytes = tokens * config.num_kv_heads * 48 + capture / 4 + (std::int64_t{48} << 20);
+  need.memory_bytes =
+      need.base_bytes + need.weights_bytes + need.working_bytes + need.capture_bytes + need.fit_bytes;
+  need.memory_limit_bytes = job.options.memory_bytes.value_or(available_memory_bytes() / 5 * 4);
+
+  const std::int64_t hidden = tokens * config.hidden_size * element;
+  constexpr std::int64_t kLayerFileBytes = 256 << 10;
+  need.disk_bytes = hidden * (config.num_layers + 1 + 2) + config.num_layers * kLayerFileBytes * 2;
+  // What an earlier run left there is part of what this one needs.
+  need.disk_free_bytes = free_disk_bytes(job.options.work) + folder_bytes(job.options.work);
+  need.seconds = estimate_seconds(job, sizes, measure_rate(element == 2 ? at::kBFloat16 : at::kFloat));
+  return need;
+}
+
+std::int64_t check_need(const ResourceNeed& need, const CalibrationJob& job) {
+  const auto mib = [](std::int64_t bytes) { return base::concat((bytes + (1 << 20) - 1) >> 20, " MiB"); };
+  if (need.memory_bytes > need.memory_limit_bytes) {
+    throw base::SystemError(base::concat(
+        "this run needs ", mib(need.memory_bytes), " of memory (weights of a layer ", mib(need.weights_bytes), ", one sample ",
+        mib(need.working_bytes), ", captured keys and values ", mib(need.capture_bytes), ", fit ", mib(need.fit_bytes),
+        ") and may use ", mib(need.memory_limit_bytes), job.options.memory_bytes ? " (--memory)" : " (80 % of what is free)",
+        "; lower --samples or --seqlen, or give it more"));
+  }
+  if (need.disk_bytes > need.disk_free_bytes) {
+    throw base::SystemError(base::concat("the work folder ", job.options.work.string(), " needs ", mib(need.disk_bytes),
+                                         " of disk and ", mib(need.disk_free_bytes),
+                                         " are free; free some, or name a folder on another disk with --work"));
+  }
+  return need.memory_limit_bytes - need.memory_bytes;
+}
+
+}  // namespace kvcal::calib

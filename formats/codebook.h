@@ -1,0 +1,130 @@
+// formats/codebook.h: the codebook of a model: HDF5, schema 1 (docs/codebook-format.md), written and read.
+//
+// A file may hold any non-empty subset of a model's layers. Written and read back, a codebook is equal to
+// what was given (layers by index, outlier sets by fraction, datatypes by bits).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace kvcal::formats {
+
+inline constexpr int kCodebookSchemaMajor = 1;
+inline constexpr int kCodebookSchemaMinor = 0;
+
+/// A non-uniform datatype: 2^bits centroids in the normalised range [-1, 1], ascending (the last may be
+/// repeated).
+struct Datatype {
+  int bits = 0;  ///< 1 to 8
+  std::vector<float> centroids;
+  double qnorm_scale = 1;  ///< dequantising with Q-Norm uses centroid * scale + offset
+  double qnorm_offset = 0;
+  double objective = 0;            ///< what the centroids reach: sum of F s^2 (x' - q(x'))^2
+  double lower_bound = 0;          ///< what no centroids could go below, as proven
+  std::string weights = "fisher";  ///< "fisher", "uniform" (all weights of the fit were zero) or "none"
+
+  bool operator==(const Datatype&) const = default;
+};
+
+/// The thresholds for one fraction of outliers, and the datatypes fitted to what lies within.
+struct OutlierSet {
+  double fraction = 0;  ///< 0 <= fraction < 0.5
+  std::vector<float> lower,
+      upper;  ///< keys: [kv_heads * key_dim]; values: empty (found per token when it is quantised)
+  std::vector<Datatype> datatypes;
+
+  bool operator==(const OutlierSet&) const = default;
+};
+
+/// How far fits on the two halves of the calibration sample differ.
+struct SampleAgreement {
+  double threshold_shift = 0;
+  double datatype_excess = 0;
+
+  bool operator==(const SampleAgreement&) const = default;
+};
+
+/// Of a layer's keys (before RoPE) or values.
+struct TensorCodebook {
+  std::vector<float> fisher_channel;  ///< [kv_heads * key_dim or value_dim], sum of F over samples and tokens
+  std::vector<OutlierSet> outliers;
+  SampleAgreement halves;
+
+  bool operator==(const TensorCodebook&) const = default;
+};
+
+struct LayerCodebook {
+  int index = 0;  ///< 0 to 9999
+  int kv_heads = 0;
+  int key_dim = 0;    ///< per head
+  int value_dim = 0;  ///< per head
+  std::string rope_json = "null";
+  std::int64_t window = 0;  ///< of sliding-window attention; 0: none
+  TensorCodebook key, value;
+
+  bool operator==(const LayerCodebook&) const = default;
+};
+
+/// Which model it is, and defaults for the layers.
+struct ModelInfo {
+  std::string name, architecture, config_sha256, weights_sha256;
+  int num_layers = 0, num_attention_heads = 0, num_kv_heads = 0, head_dim = 0;
+  std::string rope_json = "null";
+
+  bool operator==(const ModelInfo&) const = default;
+};
+
+/// A calibration text: the file's name without its folder.
+struct TextInfo {
+  std::string name, sha256;
+
+  bool operator==(const TextInfo&) const = default;
+};
+
+/// Where the codebook comes from: everything that bears on the result.
+struct CalibrationInfo {
+  std::string options_json = "{}";
+  std::vector<TextInfo> texts;
+  std::string tokens_sha256;
+  std::int64_t samples = 0, seqlen = 0, tokens = 0;
+  std::string bos;
+  int sinks = 0;
+  std::int64_t seed = 0;
+  std::string dtype, device, value_scope, sensitivity, fisher_scale;
+  double loss = 0;
+
+  bool operator==(const CalibrationInfo&) const = default;
+};
+
+struct Codebook {
+  int schema_major = kCodebookSchemaMajor;
+  int schema_minor = kCodebookSchemaMinor;
+  std::string created_by;
+  std::string content_sha256;  ///< set by the reader; the writer computes it anew
+  ModelInfo model;
+  CalibrationInfo calibration;
+  std::vector<LayerCodebook> layers;
+
+  bool operator==(const Codebook&) const = default;
+};
+
+/// "outliers_" and the fraction as printf's %g prints it, in any locale: outliers_0, outliers_0.01.
+[[nodiscard]] std::string outlier_group_name(double fraction);
+
+/// Writes schema kCodebookSchemaMajor.kCodebookSchemaMinor to a temporary name, syncs, renames: the same
+/// codebook gives the same bytes. Throws InvalidInput naming the path in the file and the rule, before
+/// anything is written: no layers or an index given twice, sizes that disagree, values that are not finite,
+/// centroids that descend, text that is not UTF-8 or not JSON where it must be. Throws SystemError (a full
+/// disk), leaving nothing behind.
+void write_codebook(const std::filesystem::path& path, const Codebook& codebook);
+
+/// Throws SystemError where the file cannot be opened, InvalidInput with the reason for everything that
+/// schema 1 does not allow: not HDF5, another format, a newer schema_major, not complete, something missing,
+/// of the wrong type or shape, a dataset without Fletcher-32, values that are not finite, centroids that
+/// descend, a content_sha256 that does not match, a damaged or truncated file. Groups, datasets and
+/// attributes that this version does not know are passed over, but hashed.
+[[nodiscard]] Codebook read_codebook(const std::filesystem::path& path);
+
+}  // namespace kvcal::formats

@@ -1,0 +1,184 @@
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <span>
+
+#include "base/error.h"
+#include "formats/internal/codebook_rules.h"
+#include "formats/internal/json.h"
+
+namespace kvcal::formats {
+namespace {
+
+using base::concat;
+
+constexpr int kMaxBits = 8;
+constexpr int kMaxLayers = 10000;
+constexpr int kMaxExtent = 1 << 20;  // heads, channels per head: keeps every product of two far from overflow
+
+/// Checks the parts of one codebook, knowing the file for its messages.
+class Validator {
+ public:
+  explicit Validator(const std::string& file) : file_(file) {}
+
+  void check(const Codebook& codebook) const {
+    text("/@created_by", codebook.created_by);
+    check_model(codebook.model);
+    check_calibration(codebook.calibration);
+    if (codebook.layers.empty()) fail("/layers", "no layer; expected at least one");
+    for (std::size_t i = 0; i < codebook.layers.size(); ++i) {
+      const LayerCodebook& layer = codebook.layers[i];
+      if (i > 0 && codebook.layers[i - 1].index == layer.index)
+        fail(layer_path(layer.index), "the layer is given twice");
+      integer(layer_path(layer.index), "the layer", layer.index, 0, codebook.model.num_layers - 1);
+      check_layer(layer);
+    }
+  }
+
+ private:
+  [[noreturn]] void fail(std::string_view path, std::string_view what) const {
+    throw base::InvalidInput(concat(file_, ": ", path, ": ", what));
+  }
+
+  void integer(std::string_view path, std::string_view name, std::int64_t value, std::int64_t low,
+               std::int64_t high) const {
+    if (value < low || value > high)
+      fail(path, concat(name, " is ", value, "; expected ", low, " to ", high));
+  }
+
+  void real(std::string_view path, std::string_view name, double value, bool negative_too) const {
+    if (!std::isfinite(value) || (!negative_too && value < 0)) {
+      fail(path,
+           concat(name, " is ", value, "; expected a finite number", negative_too ? "" : ", not negative"));
+    }
+  }
+
+  void text(std::string_view path, const std::string& value) const {
+    if (value.find('\0') != std::string::npos || !is_utf8(value)) fail(path, "is not UTF-8 text");
+  }
+
+  void json(std::string_view path, const std::string& value) const {
+    text(path, value);
+    if (!nlohmann::json::accept(value))
+      fail(path, concat("is not JSON: '", value.substr(0, 40), "'; for nothing, write null"));
+  }
+
+  void check_model(const ModelInfo& model) const {
+    text("/model@name", model.name);
+    text("/model@architecture", model.architecture);
+    text("/model@config_sha256", model.config_sha256);
+    text("/model@weights_sha256", model.weights_sha256);
+    json("/model@rope", model.rope_json);
+    integer("/model", "num_layers", model.num_layers, 1, kMaxLayers);
+    integer("/model", "num_attention_heads", model.num_attention_heads, 1, kMaxExtent);
+    integer("/model", "num_kv_heads", model.num_kv_heads, 1, kMaxExtent);
+    integer("/model", "head_dim", model.head_dim, 1, kMaxExtent);
+  }
+
+  void check_calibration(const CalibrationInfo& calibration) const {
+    constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+    json("/calibration@options", calibration.options_json);
+    for (const TextInfo& info : calibration.texts) {
+      text("/calibration@texts", info.name);
+      text("/calibration@texts", info.sha256);
+    }
+    text("/calibration@tokens_sha256", calibration.tokens_sha256);
+    text("/calibration@bos", calibration.bos);
+    text("/calibration@dtype", calibration.dtype);
+    text("/calibration@device", calibration.device);
+    text("/calibration@value_scope", calibration.value_scope);
+    text("/calibration@sensitivity", calibration.sensitivity);
+    text("/calibration@fisher_scale", calibration.fisher_scale);
+    integer("/calibration", "samples", calibration.samples, 0, kMax);
+    integer("/calibration", "seqlen", calibration.seqlen, 0, kMax);
+    integer("/calibration", "tokens", calibration.tokens, 0, kMax);
+    integer("/calibration", "sinks", calibration.sinks, 0, std::numeric_limits<int>::max());
+    real("/calibration", "loss", calibration.loss, true);
+  }
+
+  void check_layer(const LayerCodebook& layer) const {
+    const std::string path = layer_path(layer.index);
+    integer(path, "kv_heads", layer.kv_heads, 1, kMaxExtent);
+    integer(path, "key_dim", layer.key_dim, 1, kMaxExtent);
+    integer(path, "value_dim", layer.value_dim, 1, kMaxExtent);
+    integer(path, "window", layer.window, 0, std::numeric_limits<std::int64_t>::max());
+    json(path + "@rope", layer.rope_json);
+    const auto channels = [&](int dim) {
+      return static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(dim);
+    };
+    check_tensor(path + "/key", layer.key, channels(layer.key_dim), channels(layer.key_dim));
+    check_tensor(path + "/value", layer.value, channels(layer.value_dim), 0);
+  }
+
+  void check_tensor(const std::string& path, const TensorCodebook& tensor, std::size_t channels,
+                    std::size_t thresholds) const {
+    floats(path + "/fisher_channel", tensor.fisher_channel, channels);
+    if (const auto bad = std::ranges::find_if(tensor.fisher_channel, [](float f) { return f < 0; });
+        bad != tensor.fisher_channel.end()) {
+      fail(path + "/fisher_channel",
+           concat("element ", bad - tensor.fisher_channel.begin(), " is negative: ", *bad));
+    }
+    real(path, "threshold_shift", tensor.halves.threshold_shift, true);
+    real(path, "datatype_excess", tensor.halves.datatype_excess, true);
+    if (tensor.outliers.empty()) fail(path, "no outliers_... group; expected at least one");
+    std::string previous;
+    for (const OutlierSet& set : tensor.outliers) {
+      if (!(set.fraction >= 0 && set.fraction < 0.5))
+        fail(path, concat("an outlier fraction of ", set.fraction, "; expected 0 <= fraction < 0.5"));
+      const std::string name = outlier_group_name(set.fraction);
+      if (name == previous) fail(concat(path, "/", name), "the fraction is given twice");
+      check_outliers(concat(path, "/", name), set, thresholds);
+      previous = name;
+    }
+  }
+
+  void check_outliers(const std::string& path, const OutlierSet& set, std::size_t thresholds) const {
+    floats(path + "/lower", set.lower, thresholds);
+    floats(path + "/upper", set.upper, thresholds);
+    for (std::size_t i = 0; i < thresholds; ++i) {
+      if (set.lower[i] > set.upper[i])
+        fail(path, concat("channel ", i, ": lower ", set.lower[i], " is above upper ", set.upper[i]));
+    }
+    if (set.datatypes.empty()) fail(path, "no nuq... group; expected at least one");
+    int previous = 0;
+    for (const Datatype& datatype : set.datatypes) {
+      integer(path, "the number of bits of a datatype", datatype.bits, 1, kMaxBits);
+      const std::string group = concat(path, "/nuq", datatype.bits);
+      if (datatype.bits == previous) fail(group, "the datatype is given twice");
+      check_datatype(group + "/centroids", datatype);
+      previous = datatype.bits;
+    }
+  }
+
+  void check_datatype(const std::string& path, const Datatype& datatype) const {
+    floats(path, datatype.centroids, std::size_t{1} << datatype.bits);
+    for (std::size_t i = 1; i < datatype.centroids.size(); ++i) {
+      if (datatype.centroids[i] < datatype.centroids[i - 1]) {
+        fail(path, concat("centroid ", i, " (", datatype.centroids[i], ") is below the one before it (",
+                          datatype.centroids[i - 1], ")"));
+      }
+    }
+    real(path, "qnorm_scale", datatype.qnorm_scale, true);
+    real(path, "qnorm_offset", datatype.qnorm_offset, true);
+    real(path, "objective", datatype.objective, false);
+    real(path, "lower_bound", datatype.lower_bound, false);
+    text(path + "@weights", datatype.weights);
+  }
+
+  void floats(const std::string& path, std::span<const float> values, std::size_t expected) const {
+    if (values.size() != expected)
+      fail(path, concat("has ", values.size(), " elements; the layer's shape asks for ", expected));
+    const auto bad = std::ranges::find_if(values, [](float value) { return !std::isfinite(value); });
+    if (bad != values.end()) fail(path, concat("element ", bad - values.begin(), " is not finite: ", *bad));
+  }
+
+  const std::string& file_;
+};
+
+}  // namespace
+
+void validate_codebook(const Codebook& codebook, const std::string& file) {
+  Validator(file).check(codebook);
+}
+
+}  // namespace kvcal::formats

@@ -1,0 +1,136 @@
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "formats/codebook.h"
+#include "formats/internal/codebook_rules.h"
+#include "formats/internal/hdf5_tree.h"
+
+namespace kvcal::formats {
+namespace {
+
+/// Fills a tree group by group.
+class Encoder {
+ public:
+  Hdf5Tree encode(const Codebook& codebook) {
+    set("/", "format", hdf5_text(kCodebookFormat));
+    set("/", "schema_major", hdf5_integer(kCodebookSchemaMajor));
+    set("/", "schema_minor", hdf5_integer(kCodebookSchemaMinor));
+    set("/", "created_by", hdf5_text(codebook.created_by));
+    encode_model(codebook.model);
+    encode_calibration(codebook.calibration);
+    tree_.groups.insert("/layers");
+    for (const LayerCodebook& layer : codebook.layers) encode_layer(layer);
+    set("/", "complete", hdf5_byte(1));
+    set("/", "content_sha256", hdf5_text(content_sha256(tree_)));
+    return std::move(tree_);
+  }
+
+ private:
+  void set(std::string_view object, std::string_view name, Hdf5Value value) {
+    tree_.values.emplace(attribute_key(object, name), std::move(value));
+  }
+
+  void encode_model(const ModelInfo& model) {
+    tree_.groups.insert("/model");
+    set("/model", "name", hdf5_text(model.name));
+    set("/model", "architecture", hdf5_text(model.architecture));
+    set("/model", "config_sha256", hdf5_text(model.config_sha256));
+    set("/model", "weights_sha256", hdf5_text(model.weights_sha256));
+    set("/model", "num_layers", hdf5_integer(model.num_layers));
+    set("/model", "num_attention_heads", hdf5_integer(model.num_attention_heads));
+    set("/model", "num_kv_heads", hdf5_integer(model.num_kv_heads));
+    set("/model", "head_dim", hdf5_integer(model.head_dim));
+    set("/model", "rope", hdf5_text(model.rope_json));
+  }
+
+  void encode_calibration(const CalibrationInfo& calibration) {
+    nlohmann::json texts = nlohmann::json::array();
+    for (const TextInfo& text : calibration.texts)
+      texts.push_back({{"name", text.name}, {"sha256", text.sha256}});
+    tree_.groups.insert("/calibration");
+    set("/calibration", "options", hdf5_text(calibration.options_json));
+    set("/calibration", "texts", hdf5_text(texts.dump()));
+    set("/calibration", "tokens_sha256", hdf5_text(calibration.tokens_sha256));
+    set("/calibration", "samples", hdf5_integer(calibration.samples));
+    set("/calibration", "seqlen", hdf5_integer(calibration.seqlen));
+    set("/calibration", "tokens", hdf5_integer(calibration.tokens));
+    set("/calibration", "bos", hdf5_text(calibration.bos));
+    set("/calibration", "sinks", hdf5_integer(calibration.sinks));
+    set("/calibration", "seed", hdf5_integer(calibration.seed));
+    set("/calibration", "dtype", hdf5_text(calibration.dtype));
+    set("/calibration", "device", hdf5_text(calibration.device));
+    set("/calibration", "value_scope", hdf5_text(calibration.value_scope));
+    set("/calibration", "sensitivity", hdf5_text(calibration.sensitivity));
+    set("/calibration", "fisher_scale", hdf5_text(calibration.fisher_scale));
+    set("/calibration", "loss", hdf5_real(calibration.loss));
+  }
+
+  void encode_layer(const LayerCodebook& layer) {
+    const std::string path = layer_path(layer.index);
+    tree_.groups.insert(path);
+    set(path, "kv_heads", hdf5_integer(layer.kv_heads));
+    set(path, "key_dim", hdf5_integer(layer.key_dim));
+    set(path, "value_dim", hdf5_integer(layer.value_dim));
+    set(path, "rope", hdf5_text(layer.rope_json));
+    set(path, "window", hdf5_integer(layer.window));
+    encode_tensor(path + "/key", layer.key);
+    encode_tensor(path + "/value", layer.value);
+  }
+
+  void encode_tensor(const std::string& path, const TensorCodebook& tensor) {
+    tree_.groups.insert(path);
+    set(path, "threshold_shift", hdf5_real(tensor.halves.threshold_shift));
+    set(path, "datatype_excess", hdf5_real(tensor.halves.datatype_excess));
+    tree_.values.emplace(path + "/fisher_channel", hdf5_floats(tensor.fisher_channel));
+    for (const OutlierSet& set_of_fraction : tensor.outliers) encode_outliers(path, set_of_fraction);
+  }
+
+  void encode_outliers(const std::string& parent, const OutlierSet& outliers) {
+    const std::string path = parent + "/" + outlier_group_name(outliers.fraction);
+    tree_.groups.insert(path);
+    set(path, "fraction", hdf5_real(outliers.fraction));
+    if (!outliers.lower.empty()) {
+      tree_.values.emplace(path + "/lower", hdf5_floats(outliers.lower));
+      tree_.values.emplace(path + "/upper", hdf5_floats(outliers.upper));
+    }
+    for (const Datatype& datatype : outliers.datatypes) {
+      const std::string group = path + "/nuq" + std::to_string(datatype.bits);
+      const std::string centroids = group + "/centroids";
+      tree_.groups.insert(group);
+      tree_.values.emplace(centroids, hdf5_floats(datatype.centroids));
+      set(centroids, "qnorm_scale", hdf5_real(datatype.qnorm_scale));
+      set(centroids, "qnorm_offset", hdf5_real(datatype.qnorm_offset));
+      set(centroids, "objective", hdf5_real(datatype.objective));
+      set(centroids, "lower_bound", hdf5_real(datatype.lower_bound));
+      set(centroids, "weights", hdf5_text(datatype.weights));
+    }
+  }
+
+  Hdf5Tree tree_;
+};
+
+Codebook sorted(Codebook codebook) {
+  std::ranges::sort(codebook.layers, {}, &LayerCodebook::index);
+  for (LayerCodebook& layer : codebook.layers) {
+    for (TensorCodebook* tensor : {&layer.key, &layer.value}) {
+      std::ranges::sort(tensor->outliers, {}, &OutlierSet::fraction);
+      for (OutlierSet& set : tensor->outliers) std::ranges::sort(set.datatypes, {}, &Datatype::bits);
+    }
+  }
+  return codebook;
+}
+
+}  // namespace
+
+void write_codebook(const std::filesystem::path& path, const Codebook& codebook) {
+  if (codebook.schema_major != kCodebookSchemaMajor) {
+    throw base::WrongUsage(base::concat(path.string(), ": schema ", codebook.schema_major,
+                                        " cannot be written; expected ", kCodebookSchemaMajor));
+  }
+  const Codebook ordered = sorted(codebook);
+  validate_codebook(ordered, path.string());
+  write_hdf5_tree(path, Encoder().encode(ordered));
+}
+
+}  // namespace kvcal::formats

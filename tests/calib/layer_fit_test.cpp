@@ -1,0 +1,257 @@
+#include "calib/layer_fit.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "base/error.h"
+#include "calib/fit_source.h"
+
+namespace kvcal::calib {
+namespace {
+
+CapturedTensor random_tensor(std::int64_t rows, std::int64_t channels, unsigned seed, double gradient_scale = 1e-4) {
+  std::mt19937 generator(seed);
+  std::student_t_distribution<double> heavy(4);
+  std::lognormal_distribution<double> spread(0, 2);
+  CapturedTensor tensor;
+  tensor.x = Matrix(rows, channels);
+  tensor.gradients = Matrix(rows, channels);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const auto at = static_cast<std::size_t>(c);
+      tensor.x.row(r)[at] = static_cast<float>(heavy(generator) * (1.0 + static_cast<double>(c)) + 3.0);
+      tensor.gradients.row(r)[at] = static_cast<float>(gradient_scale * spread(generator));
+    }
+  }
+  return tensor;
+}
+
+LayerCapture random_capture(std::int64_t rows, std::int64_t channels, double gradient_scale = 1e-4) {
+  LayerCapture capture;
+  capture.layer = 5;
+  capture.keys = random_tensor(rows, channels, 1, gradient_scale);
+  capture.values = random_tensor(rows, channels, 2, gradient_scale);
+  return capture;
+}
+
+const LayerGeometry kGeometry = {2, 4, 4, "{}", 0};
+
+/// The optimum by an O(k n^2) dynamic program in long double over all of a source's points.
+double plain_optimum(const FitSource& source, int clusters) {
+  std::vector<std::pair<float, float>> points;
+  for (std::int64_t chunk = 0; chunk < source.num_chunks(); ++chunk) {
+    std::vector<float> x, w;
+    source.load(chunk, x, w);
+    for (std::size_t i = 0; i < x.size(); ++i) points.emplace_back(x[i], w[i]);
+  }
+  std::sort(points.begin(), points.end());
+  const std::size_t n = points.size();
+  std::vector<long double> best(n + 1, INFINITY), next(n + 1);
+  best[0] = 0;
+  for (int k = 0; k < clusters; ++k) {
+    for (std::size_t end = 0; end <= n; ++end) {
+      next[end] = best[end];
+      long double weight = 0, mean = 0, cost = 0;
+      for (std::size_t begin = end; begin-- > 0;) {
+        const long double w = points[begin].second;
+        if (w > 0) {
+          const long double shift = points[begin].first - mean;
+          weight += w;
+          mean += shift * w / weight;
+          cost += w * shift * (points[begin].first - mean);
+        }
+        next[end] = std::min(next[end], best[begin] + cost);
+      }
+    }
+    std::swap(best, next);
+  }
+  return static_cast<double>(best[n]);
+}
+
+TEST(LayerFit, EveryDatatypeIsTheOptimum) {
+  const LayerCapture capture = random_capture(90, 8);
+  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  for (const double fraction : {0.0, 0.01}) {
+    const std::vector<double> fractions = {fraction};
+    const CapturedRows rows(capture.keys);
+    const auto thresholds = channel_thresholds(rows, fractions, 1);
+    const FitSource source(rows, thresholds[0], 0, Weighting::kRange, 1);
+    const auto& set = fit.codebook.key.outliers[fraction == 0 ? 0 : 1];
+    EXPECT_EQ(set.fraction, fraction);
+    for (const auto& datatype : set.datatypes) {
+      const double optimum = std::ldexp(plain_optimum(source, 1 << datatype.bits), source.weight_exponent());
+      EXPECT_NEAR(datatype.objective, optimum, 1e-9 * optimum) << fraction << " " << datatype.bits;
+      EXPECT_LE(datatype.lower_bound, datatype.objective * (1 + 1e-12));
+      EXPECT_GE(datatype.lower_bound, datatype.objective * (1 - 1e-9));
+    }
+  }
+}
+
+TEST(LayerFit, ObjectiveIsThatOfRawWeights) {
+  const LayerCapture capture = random_capture(200, 8);
+  FitOptions options;
+  options.bits = {3};
+  options.outliers = {0};
+  const auto set = fit_layer(capture, kGeometry, options).codebook.key.outliers[0];
+  double sum = 0;
+  for (std::int64_t r = 0; r < 200; ++r) {
+    for (std::size_t c = 0; c < 8; ++c) {
+      const Normaliser n = normaliser(set.lower[c], set.upper[c]);
+      const double x = (capture.keys.x.row(r)[c] - n.zero) / n.range;
+      double error = INFINITY;
+      for (const float q : set.datatypes[0].centroids) error = std::min(error, std::abs(x - static_cast<double>(q)));
+      sum += std::pow(static_cast<double>(capture.keys.gradients.row(r)[c]) * n.range * error, 2);
+    }
+  }
+  EXPECT_NEAR(set.datatypes[0].objective, sum, 1e-5 * sum);
+}
+
+void expect_equal(const formats::TensorCodebook& a, const formats::TensorCodebook& b) {
+  EXPECT_EQ(a.fisher_channel, b.fisher_channel);
+  EXPECT_EQ(a.halves.datatype_excess, b.halves.datatype_excess);
+  for (std::size_t f = 0; f < a.outliers.size(); ++f) {
+    EXPECT_EQ(a.outliers[f].lower, b.outliers[f].lower);
+    EXPECT_EQ(a.outliers[f].upper, b.outliers[f].upper);
+    for (std::size_t d = 0; d < a.outliers[f].datatypes.size(); ++d) {
+      const auto &left = a.outliers[f].datatypes[d], &right = b.outliers[f].datatypes[d];
+      EXPECT_EQ(left.centroids, right.centroids);
+      EXPECT_EQ(left.objective, right.objective);
+      EXPECT_EQ(left.lower_bound, right.lower_bound);
+      EXPECT_EQ(left.qnorm_scale, right.qnorm_scale);
+      EXPECT_EQ(left.qnorm_offset, right.qnorm_offset);
+    }
+  }
+}
+
+TEST(LayerFit, IsTheSameForAnyNumberOfThreads) {
+  const LayerCapture capture = random_capture(30000, 8);
+  FitOptions options;
+  options.threads = 1;
+  const LayerFit one = fit_layer(capture, kGeometry, options);
+  for (const int threads : {2, 5}) {
+    options.threads = threads;
+    const LayerFit many = fit_layer(capture, kGeometry, options);
+    expect_equal(one.codebook.key, many.codebook.key);
+    expect_equal(one.codebook.value, many.codebook.value);
+  }
+}
+
+TEST(LayerFit, FisherChannelSumsSquaredGradients) {
+  const LayerCapture capture = random_capture(100, 8);
+  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  for (std::size_t c = 0; c < 8; ++c) {
+    double sum = 0;
+    for (std::int64_t r = 0; r < 100; ++r) sum += std::pow(static_cast<double>(capture.values.gradients.row(r)[c]), 2);
+    EXPECT_FLOAT_EQ(fit.codebook.value.fisher_channel[c], static_cast<float>(sum));
+  }
+}
+
+TEST(LayerFit, TinyGradientsDoNotUnderflow) {
+  const LayerFit normal = fit_layer(random_capture(300, 8, 1e-4), kGeometry, FitOptions{});
+  const LayerFit tiny = fit_layer(random_capture(300, 8, 1e-30), kGeometry, FitOptions{});
+  EXPECT_TRUE(tiny.warnings.empty());
+  for (std::size_t i = 0; i < 8; ++i) {
+    EXPECT_NEAR(tiny.codebook.key.outliers[1].datatypes[1].centroids[i],
+                normal.codebook.key.outliers[1].datatypes[1].centroids[i], 1e-5);
+  }
+}
+
+TEST(LayerFit, WithoutAnyWeightEveryElementWeighsTheSame) {
+  LayerCapture capture = random_capture(100, 8, 0);
+  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  EXPECT_EQ(fit.codebook.key.outliers[0].datatypes[0].weights, "uniform");
+  EXPECT_FALSE(fit.warnings.empty());
+  EXPECT_EQ(fit.codebook.key.fisher_channel[0], 0);
+}
+
+TEST(LayerFit, WithoutSensitivitiesTheWeightIsTheRangeAlone) {
+  LayerCapture capture = random_capture(100, 8);
+  capture.keys.gradients = Matrix();
+  capture.values.gradients = Matrix();
+  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  EXPECT_EQ(fit.codebook.key.outliers[0].datatypes[0].weights, "none");
+  EXPECT_EQ(fit.codebook.key.fisher_channel[0], 100);
+}
+
+TEST(LayerFit, AConstantChannelIsLeftOut) {
+  LayerCapture capture = random_capture(100, 8);
+  for (std::int64_t r = 0; r < 100; ++r) capture.keys.x.row(r)[3] = 7.25F;
+  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  EXPECT_EQ(fit.codebook.key.outliers[0].lower[3], 7.25F);
+  EXPECT_EQ(fit.codebook.key.outliers[0].upper[3], 7.25F);
+  const std::vector<double> fractions = {0};
+  const CapturedRows rows(capture.keys);
+  const auto thresholds = channel_thresholds(rows, fractions, 1);
+  EXPECT_EQ(FitSource(rows, thresholds[0], 0, Weighting::kRange, 1).inliers(), 700);
+}
+
+TEST(LayerFit, ConstantKeysThroughoutAreRefused) {
+  LayerCapture capture = random_capture(10, 8);
+  for (std::int64_t r = 0; r < 10; ++r) std::fill(capture.keys.x.row(r).begin(), capture.keys.x.row(r).end(), 1.0F);
+  try {
+    (void)fit_layer(capture, kGeometry, FitOptions{});
+    FAIL();
+  } catch (const base::InvalidInput& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 5, keys"), std::string::npos) << error.what();
+  }
+}
+
+TEST(LayerFit, AScaleBeyondHalfPrecisionNamesLayerAndChannel) {
+  LayerCapture capture = random_capture(50, 8);
+  capture.keys.x.row(7)[6] = 3e5F;
+  try {
+    (void)fit_layer(capture, kGeometry, FitOptions{});
+    FAIL();
+  } catch (const base::InvalidInput& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 5, keys, channel 6"), std::string::npos) << error.what();
+  }
+}
+
+TEST(LayerFit, FewerDistinctPointsThanCentroidsRepeatsTheLast) {
+  LayerCapture capture = random_capture(40, 8);
+  for (std::int64_t r = 0; r < 40; ++r) {
+    for (float& value : capture.keys.x.row(r)) value = r % 2 == 0 ? -1.0F : 2.0F;
+  }
+  const auto set = fit_layer(capture, kGeometry, FitOptions{}).codebook.key.outliers[0];
+  EXPECT_EQ(set.datatypes[0].centroids, (std::vector<float>{-1, 1, 1, 1}));
+  EXPECT_EQ(set.datatypes[0].objective, 0);
+  EXPECT_EQ(set.datatypes[0].qnorm_scale, 1);
+  EXPECT_EQ(set.datatypes[0].qnorm_offset, 0);
+}
+
+/// A source of given points with unit weights.
+class PlainSource final : public kmeans::PointSource {
+ public:
+  explicit PlainSource(std::vector<float> points) : points_(std::move(points)) {}
+  [[nodiscard]] std::int64_t num_chunks() const override { return 2; }
+  void load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const override {
+    const auto half = static_cast<std::ptrdiff_t>(points_.size() / 2);
+    points.assign(chunk == 0 ? points_.begin() : points_.begin() + half, chunk == 0 ? points_.begin() + half : points_.end());
+    weights.assign(points.size(), 1);
+  }
+
+ private:
+  std::vector<float> points_;
+};
+
+TEST(QNorm, RestoresMeanAndDeviation) {
+  // Points -1, -0.5, 0.5, 1 quantised to -0.5, 0.75: mean 0 and deviation sqrt(0.625) against 0.125 and 0.625.
+  const auto norms = qnorm(PlainSource({-1, -0.5, 0.5, 1}), {{-0.5F, 0.75F}}, 2);
+  EXPECT_DOUBLE_EQ(norms[0].scale, std::sqrt(0.625) / 0.625);
+  EXPECT_DOUBLE_EQ(norms[0].offset, -0.125 * norms[0].scale);
+}
+
+TEST(QNorm, OfASinglePointChangesNothing) {
+  const auto norms = qnorm(PlainSource({0.5F, 0.5F}), {{0.25F, 0.25F}}, 1);
+  EXPECT_EQ(norms[0].scale, 1);
+  EXPECT_EQ(norms[0].offset, 0);
+}
+
+TEST(ObjectiveOf, GivesAMidpointToTheLowerCentroid) {
+  EXPECT_DOUBLE_EQ(objective_of(PlainSource({0, 0.5, 1, 1}), std::vector<float>{0, 1}, 1), 0.25);
+}
+
+}  // namespace
+}  // namespace kvcal::calib

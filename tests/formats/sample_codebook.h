@@ -1,0 +1,81 @@
+// tests/formats/sample_codebook.h: a small codebook with every field set.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "formats/codebook.h"
+
+namespace kvcal::formats::testing {
+
+inline std::vector<float> ramp(int count, float first, float step) {
+  std::vector<float> values;
+  for (int i = 0; i < count; ++i) values.push_back(first + static_cast<float>(i) * step);
+  return values;
+}
+
+inline TensorCodebook sample_tensor(int channels, bool thresholds, float seed) {
+  TensorCodebook tensor;
+  tensor.fisher_channel = ramp(channels, seed, 0.25F);
+  tensor.halves = {0.0125, 0.5};
+  for (const double fraction : {0.0, 0.01}) {
+    OutlierSet set;
+    set.fraction = fraction;
+    if (thresholds) {
+      set.lower = ramp(channels, -3.5F - seed, 0.1F);
+      set.upper = ramp(channels, 2.25F + seed, 0.3F);
+    }
+    for (const int bits : {2, 3}) {
+      Datatype datatype;
+      datatype.bits = bits;
+      datatype.centroids = ramp(1 << bits, -0.9F, 1.8F / static_cast<float>(1 << bits));
+      datatype.qnorm_scale = 1.03;
+      datatype.qnorm_offset = -0.002;
+      datatype.objective = 12.5 + seed;
+      datatype.lower_bound = 12.25;
+      datatype.weights = bits == 2 ? "uniform" : "fisher";
+      set.datatypes.push_back(datatype);
+    }
+    tensor.outliers.push_back(set);
+  }
+  return tensor;
+}
+
+inline Codebook sample_codebook(std::vector<int> layers = {0, 2}) {
+  Codebook codebook;
+  codebook.created_by = "kvcal 0.1.0";
+  codebook.model = {
+      "TinyStories-656K",         "LlamaForCausalLM", std::string(64, 'a'), std::string(64, 'b'), 3, 4, 2, 4,
+      R"({"rope_theta":10000.0})"};
+  codebook.calibration.options_json = R"({"bits":[2,3],"outliers":[0,0.01]})";
+  codebook.calibration.texts = {{"wiki.valid.raw", std::string(64, 'c')},
+                                {"stôries \"2\".txt", std::string(64, 'd')}};
+  codebook.calibration.tokens_sha256 = std::string(64, 'e');
+  codebook.calibration.samples = 16;
+  codebook.calibration.seqlen = 2048;
+  codebook.calibration.tokens = 32768;
+  codebook.calibration.bos = "each";
+  codebook.calibration.sinks = 1;
+  codebook.calibration.seed = -7;
+  codebook.calibration.dtype = "float32";
+  codebook.calibration.device = "cpu";
+  codebook.calibration.value_scope = "token";
+  codebook.calibration.sensitivity = "fisher";
+  codebook.calibration.fisher_scale = "range";
+  codebook.calibration.loss = 3.25;
+  for (const int index : layers) {
+    LayerCodebook layer;
+    layer.index = index;
+    layer.kv_heads = 2;
+    layer.key_dim = 4;
+    layer.value_dim = 3;
+    layer.rope_json = R"({"rope_theta":10000.0})";
+    layer.window = index == 2 ? 4096 : 0;
+    layer.key = sample_tensor(8, true, static_cast<float>(index));
+    layer.value = sample_tensor(6, false, 0.5F);
+    codebook.layers.push_back(layer);
+  }
+  return codebook;
+}
+
+}  // namespace kvcal::formats::testing
