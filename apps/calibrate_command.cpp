@@ -182,6 +182,7 @@ void add_method(CommandLine& line, calib::CalibrationOptions& options) {
 void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   calib::CalibrationOptions& options = arguments.options;
   CLI::App& app = line.app();
+  app.option_defaults()->group("How it runs");
   app.add_option_function<std::string>(
          "--dtype",
          [&options](const std::string& text) {

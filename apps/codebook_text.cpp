@@ -67,7 +67,8 @@ std::string table_line(const formats::Codebook& codebook, const formats::LayerCo
       line += right_aligned(found != nullptr ? format_number(found->objective, 3) : "-", kWide);
     }
   }
-  line += right_aligned(percent(tensor.halves.threshold_shift), kWide);
+  // Values have no stored thresholds.
+  line += right_aligned(is_key ? percent(tensor.halves.threshold_shift) : "-", kWide);
   return line + right_aligned(percent(tensor.halves.datatype_excess), kWide) + "\n";
 }
 
@@ -93,11 +94,11 @@ std::string thresholds_text(const formats::OutlierSet& set) {
 }
 
 std::string datatype_text(const formats::Datatype& datatype, double fraction) {
-  std::string text =
-      concat("    ", method_name(fraction, datatype.bits), ": objective ",
-             format_number(datatype.objective, 6), ", proven bound ", format_number(datatype.lower_bound, 6),
-             ", weights ", datatype.weights, ", Q-Norm x ", format_number(datatype.qnorm_scale, 6), " + ",
-             format_number(datatype.qnorm_offset, 6), "\n");
+  std::string text = concat(
+      "    ", method_name(fraction, datatype.bits), ": objective ", format_number(datatype.objective, 6),
+      ", proven bound ", format_number(datatype.lower_bound, 6), ", weights ", datatype.weights,
+      ", Q-Norm x ", format_number(datatype.qnorm_scale, 6), datatype.qnorm_offset < 0 ? " - " : " + ",
+      format_number(std::abs(datatype.qnorm_offset), 6), "\n");
   std::string plain = "      centroids  ", normed = "      Q-Normed   ";
   for (const float centroid : datatype.centroids) {
     char number[32];
@@ -111,10 +112,12 @@ std::string datatype_text(const formats::Datatype& datatype, double fraction) {
 }
 
 std::string tensor_text(const std::string& name, const formats::TensorCodebook& tensor) {
-  std::string text = concat(name, ": ", tensor.fisher_channel.size(), " channels, Fisher information ",
-                            format_number(fisher_sum(tensor)), "; halves of the sample: thresholds shift by ",
-                            percent(tensor.halves.threshold_shift), ", datatypes cost ",
-                            percent(tensor.halves.datatype_excess), " more on the other half\n");
+  const bool has_thresholds = !tensor.outliers.empty() && !tensor.outliers.front().lower.empty();
+  std::string text = concat(
+      name, ": ", tensor.fisher_channel.size(), " channels, Fisher information ",
+      format_number(fisher_sum(tensor)), "; halves of the sample: ",
+      has_thresholds ? concat("thresholds shift by ", percent(tensor.halves.threshold_shift), ", ") : "",
+      "datatypes cost ", percent(tensor.halves.datatype_excess), " more on the other half\n");
   for (const formats::OutlierSet& set : tensor.outliers) {
     text +=
         concat("  outliers ", format_number(set.fraction, 6), ": thresholds ", thresholds_text(set), "\n");

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <sstream>
+#include <utility>
 
 #include "apps/commands.h"
 #include "apps/sizes.h"
@@ -82,14 +84,48 @@ class ConfigReader : public CLI::ConfigTOML {
   const CLI::App& app_;
 };
 
+constexpr std::size_t kHelpWidth = 100, kHelpColumn = 32;
+
+std::string wrapped(const std::string& text, std::size_t width) {
+  std::string result;
+  std::size_t column = 0;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) {
+    const bool breaks = column > 0 && column + 1 + word.size() > width;
+    if (column > 0) result += breaks ? '\n' : ' ';
+    column = breaks ? word.size() : column + (column > 0 ? 1 : 0) + word.size();
+    result += word;
+  }
+  return result;
+}
+
+// CLI11's help, wrapped, without its notes about which options exclude each other (an error says so when it
+// happens).
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_opts(const CLI::Option* option) const override {
+    return option->get_type_size() == 0 ? std::string{} : " " + option->get_type_name();
+  }
+  std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
+    std::string name = CLI::Formatter::make_option_name(option, is_positional);
+    const std::string mark = "{false}";
+    if (const std::size_t at = name.find(mark); at != std::string::npos) name.erase(at, mark.size());
+    return name;
+  }
+  std::string make_option_desc(const CLI::Option* option) const override {
+    return wrapped(option->get_description(), kHelpWidth - kHelpColumn);
+  }
+};
+
 }  // namespace
 
 CommandLine::CommandLine(const std::string& name, const std::string& description, const std::string& example)
-    : app_(description, name) {
+    : app_(wrapped(description, kHelpWidth), name) {
   app_.footer("\nExample:\n" + example);
   app_.set_help_flag("-h,--help", "Print this help and stop")->configurable(false);
-  app_.get_formatter()->column_width(34);
-  app_.get_formatter()->label("REQUIRED", "");
+  auto formatter = std::make_shared<HelpFormatter>();
+  formatter->column_width(kHelpColumn);
+  app_.formatter(std::move(formatter));
   app_.allow_extras();
   app_.set_config("--config", "",
                   "Read options from a file: one a line, such as seqlen = 8K; the command line wins")
@@ -147,7 +183,7 @@ bool CommandLine::parse(std::vector<std::string> arguments) {
     app_.parse(arguments);
     refuse_unknown();
   } catch (const CLI::CallForHelp&) {
-    print(app_.help("kvcal " + app_.get_name()));
+    print(app_.help("kvcal"));
     return false;
   } catch (const CLI::FileError&) {
     const auto file = app_.get_config_ptr()->as<std::string>();

@@ -58,8 +58,8 @@ int run_diff(const std::vector<std::string>& arguments) {
                    "layer by layer. Ends "
                    "with 0 where they are the same and with 3 where they differ.",
                    "  kvcal diff old.h5 new.h5 --tolerance 1e-6");
-  line.app().add_option("a", left, "A codebook")->type_name("A");
-  line.app().add_option("b", right, "The codebook to compare it with")->type_name("B");
+  line.app().add_option("A", left, "A codebook")->type_name(" ");
+  line.app().add_option("B", right, "The codebook to compare it with")->type_name(" ");
   line.app()
       .add_option_function<std::string>(
           "-t,--tolerance",

@@ -38,7 +38,7 @@ int run_inspect(const std::vector<std::string>& arguments) {
       "inspect",
       "Checks a codebook file and prints where it comes from (model, text, options) and what it holds.",
       "  kvcal inspect llama.h5\n  kvcal inspect llama.h5 --layer 3");
-  line.app().add_option("file", file, "The codebook, as kvcal calibrate writes it")->type_name("FILE");
+  line.app().add_option("FILE", file, "The codebook, as kvcal calibrate writes it")->type_name(" ");
   line.add_count("-l,--layer", layer, 0, 9999,
                  "Print all of this layer: thresholds, centroids, Q-Norm; layers count from 0");
   line.add_json(json);

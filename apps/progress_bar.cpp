@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -18,8 +19,6 @@ using base::concat;
 
 constexpr std::chrono::milliseconds kBarInterval(100);
 constexpr std::chrono::seconds kLineInterval(5);
-// An advance that comes at once after the beginning tells of an earlier run's work, which took no time now.
-constexpr std::chrono::milliseconds kAtOnce(100);
 
 bool is_terminal() {
   const char* kind = std::getenv("TERM");
@@ -37,11 +36,14 @@ double fraction_done(const StageState& state) {
   return std::clamp(static_cast<double>(state.done) / static_cast<double>(state.total), 0.0, 1.0);
 }
 
-std::string rate_text(const StageState& state) {
-  const double rate = steps_per_second(state);
+std::string rate_text(double rate, const std::string& unit) {
   if (rate <= 0) return {};
-  const std::string number = rate >= 100 ? format_count(std::int64_t(rate + 0.5)) : format_number(rate, 3);
-  return concat(number, " ", state.unit, "/s");
+  const std::string number = rate >= 100 ? format_count(std::llround(rate)) : format_number(rate, 3);
+  return concat(number, " ", unit, "/s");
+}
+
+std::string rate_text(const StageState& state) {
+  return rate_text(steps_per_second(state), state.unit);
 }
 
 std::string left_text(const StageState& state) {
@@ -98,9 +100,12 @@ std::string format_line(const StageState& state) {
 }
 
 std::string format_end(const StageState& state) {
-  const std::string rate = rate_text(state);
-  return concat(state.name, ": ", format_count(state.done - state.first), " ", state.unit, " in ",
-                format_duration(state.seconds), rate.empty() ? "" : concat(" (", rate, ")"));
+  double rate = steps_per_second(state);
+  // One report only: the whole stage is all that was measured.
+  if (rate <= 0 && state.elapsed > 0) rate = static_cast<double>(state.done) / state.elapsed;
+  const std::string text = rate_text(rate, state.unit);
+  return concat(state.name, ": ", format_count(state.done), " ", state.unit, " in ",
+                format_duration(state.elapsed), text.empty() ? "" : concat(" (", text, ")"));
 }
 
 ProgressBar::ProgressBar(Verbosity verbosity) : verbosity_(verbosity), on_terminal_(is_terminal()) {}
@@ -117,6 +122,7 @@ void ProgressBar::begin_stage(std::string_view name, std::int64_t total, std::st
   state_.unit = unit;
   state_.total = total;
   in_stage_ = true;
+  reported_ = false;
   start_ = last_drawn_ = Clock::now();
   log_debug(concat(state_.name, ": begins, ", format_count(total), " ", state_.unit));
   draw(on_terminal_);
@@ -126,13 +132,14 @@ void ProgressBar::advance(std::int64_t done, std::string_view detail) {
   const std::scoped_lock lock(mutex_);
   if (!in_stage_) return;
   const Clock::time_point now = Clock::now();
-  if (state_.done == 0 && state_.first == 0 && done > 0 && done < state_.total && now - start_ < kAtOnce) {
+  if (!reported_) {
+    reported_ = true;
     state_.first = done;
-    start_ = now;
+    first_report_ = now;
   }
   state_.done = done;
   state_.detail = detail;
-  state_.seconds = std::chrono::duration<double>(now - start_).count();
+  state_.seconds = std::chrono::duration<double>(now - first_report_).count();
   draw(false);
 }
 
@@ -142,7 +149,7 @@ void ProgressBar::end_stage() {
 }
 
 void ProgressBar::finish_stage() {
-  state_.seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  state_.elapsed = std::chrono::duration<double>(Clock::now() - start_).count();
   erase_bar();
   in_stage_ = false;
   log_info(format_end(state_));

@@ -19,8 +19,10 @@ struct StageState {
   std::string detail;      ///< "layer 3 of 32"
   std::int64_t total = 0;  ///< 0: not known
   std::int64_t done = 0;
-  std::int64_t first = 0;  ///< done before the clock started (by an earlier run): not counted in the rate
-  double seconds = 0;      ///< since the clock started
+  std::int64_t first =
+      0;  ///< done at the first report: an earlier run's work may be in it, so the rate counts from there
+  double seconds = 0;  ///< since the first report
+  double elapsed = 0;  ///< since the stage began
 };
 
 /// Steps per second; 0 where nothing is done yet.
@@ -69,6 +71,8 @@ class ProgressBar : public base::Progress {
   bool bar_shown_ = false;
   StageState state_;
   Clock::time_point start_;
+  Clock::time_point first_report_;
+  bool reported_ = false;
   Clock::time_point last_drawn_;
 };
 

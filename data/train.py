@@ -542,8 +542,10 @@ class TrainingRuns:
     def contain(self, token_ids, length):
         """Tell whether some run of `length` tokens occurs in the training text."""
         if length not in self.known:
-            self.known[length] = np.unique(run_hashes(self.stream, length))
-        return bool(np.isin(run_hashes(token_ids, length), self.known[length]).any())
+            self.known[length] = np.sort(run_hashes(self.stream, length))
+        known, hashes = self.known[length], run_hashes(token_ids, length)
+        places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+        return bool((known[places] == hashes).any())
 
     def longest(self, documents, limit):
         """Return the length of the longest shared run, `limit` at most."""
@@ -563,9 +565,10 @@ def sample_tokens(model, tokenizer, count, max_tokens):
     that a document does not start in the middle of a sentence.
     """
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    starts = [re.match(r"(?:[AI]|[A-Z][a-z]+)$", tokenizer.id_to_token(i)) for i in range(VOCAB_SIZE)]
+    tokens = [tokenizer.id_to_token(index) for index in range(VOCAB_SIZE)]
+    unfit = [re.fullmatch(r"[AI]|[A-Z][a-z]+", token) is None for token in tokens]
     logits = model(torch.tensor([[bos]])).logits[0, -1].float()
-    logits[torch.tensor([match is None for match in starts])] = -math.inf
+    logits[torch.tensor(unfit)] = -math.inf
     first = torch.multinomial(logits.softmax(0), count, replacement=True)
     prompts = torch.stack((torch.full((count,), bos), first), dim=1)
     rows = model.generate(

@@ -191,11 +191,15 @@ CharacterClass CharacterClass::of_categories(CategoryMask mask) {
   return result;
 }
 
-CharacterClass CharacterClass::of_shorthand(char letter) {
+CharacterClass CharacterClass::of_shorthand(char letter, bool in_brackets) {
   if (letter == 'd') return of_categories(category_mask("Nd"));
   if (letter == 'h') return of_ranges({{'0', '9'}, {'A', 'F'}, {'a', 'f'}});
   if (letter == 's') return of_ranges({white_space_ranges().begin(), white_space_ranges().end()});
-  CharacterClass word = of_ranges({word_extra_ranges().begin(), word_extra_ranges().end()});
+  CodePointSet extra;
+  for (const CodePointRange& range : word_extra_ranges()) {
+    if (!in_brackets || range.first > 0xFF) extra.push_back(range);
+  }
+  CharacterClass word = of_ranges(extra);
   word.mask_ = category_mask("L") | category_mask("M") | category_mask("Nd") | category_mask("Nl") |
                category_mask("Pc");
   return word;
@@ -204,7 +208,7 @@ CharacterClass CharacterClass::of_shorthand(char letter) {
 CharacterClass CharacterClass::of_property(std::string_view name, bool posix) {
   const std::string folded = folded_name(name);
   if (folded == "space") return of_shorthand('s');
-  if (folded == "word") return of_shorthand('w');
+  if (folded == "word") return of_shorthand('w', true);
   if (folded == "xdigit") return of_shorthand('h');
   if (folded == "ascii") return of_ranges({{0, 0x7F}});
   if (folded == "blank") return of_categories(category_mask("Zs")).united(of_ranges({{'\t', '\t'}}));
@@ -420,7 +424,7 @@ class BracketReader {
       if (letter == 'p' || letter == 'P') return read_property(pattern_, at_);
       if (std::string_view("sdwhSDWH").find(letter) != std::string_view::npos) {
         at_ += 2;
-        const CharacterClass named = CharacterClass::of_shorthand(static_cast<char>(letter | 0x20));
+        const CharacterClass named = CharacterClass::of_shorthand(static_cast<char>(letter | 0x20), true);
         return (letter & 0x20) == 0 ? named.complement() : named;
       }
       if (letter == 'R' || letter == 'X') refuse_pattern(pattern_, at_, "\\R or \\X in a class");

@@ -19,8 +19,9 @@ class CharacterClass {
   /// A property (\p{name}) or, with `posix`, a bracket ([:name:]). Throws InvalidInput where the name is
   /// unknown.
   static CharacterClass of_property(std::string_view name, bool posix);
-  /// 's', 'd', 'w', 'h': the small letter of the shorthand.
-  static CharacterClass of_shorthand(char letter);
+  /// 's', 'd', 'w', 'h': the small letter of the shorthand. Oniguruma's \w knows the superscripts and
+  /// fractions of Latin-1 where it stands alone, and not in brackets.
+  static CharacterClass of_shorthand(char letter, bool in_brackets = false);
 
   [[nodiscard]] CharacterClass complement() const;
   [[nodiscard]] CharacterClass united(const CharacterClass& other) const;

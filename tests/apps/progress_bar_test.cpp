@@ -13,12 +13,13 @@ StageState state() {
   result.total = 10000;
   result.done = 5000;
   result.seconds = 10;
+  result.elapsed = 12;
   return result;
 }
 
 TEST(ProgressBar, ABarHasStageLayerRateAndTimeLeftInTheWidth) {
   EXPECT_EQ(format_bar(state(), 79),
-            "forward  layer 3 of 32  [#######.......]  50 %  500 tokens/s  10 s left");
+            "forward  layer 3 of 32  [###########...........]  50 %  500 tokens/s  10 s left");
   for (int width = 0; width <= 200; ++width) {
     EXPECT_LE(format_bar(state(), width).size(), static_cast<std::size_t>(width));
   }
@@ -41,7 +42,10 @@ TEST(ProgressBar, NothingDoneHasNoRateAndAnUnknownTotalNoPercentage) {
 }
 
 TEST(ProgressBar, TheEndSaysHowMuchInWhatTime) {
-  EXPECT_EQ(format_end(state()), "forward: 5,000 tokens in 10 s (500 tokens/s)");
+  EXPECT_EQ(format_end(state()), "forward: 5,000 tokens in 12 s (500 tokens/s)");
+  StageState once = state();
+  once.first = once.done;
+  EXPECT_EQ(format_end(once), "forward: 5,000 tokens in 12 s (417 tokens/s)");
 }
 
 }  // namespace

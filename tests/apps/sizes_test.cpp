@@ -25,10 +25,10 @@ TEST(Sizes, SuffixesArePowersOf1024) {
 TEST(Sizes, WhatIsNoSizeIsRefusedNamingTheOption) {
   for (const char* text : {"", "K", "-1", "-0.5K", "1.5", "8X", "8KK", "8Kx", "nan", "inf", "infG", "1e400",
                            "8E9G9", "9223372036854775808", "8388608T", "0x10"}) {
-    EXPECT_THROW(parse_size(text, "--x"), base::WrongUsage) << text;
+    EXPECT_THROW(static_cast<void>(parse_size(text, "--x")), base::WrongUsage) << text;
   }
   try {
-    parse_size("lots", "--memory");
+    static_cast<void>(parse_size("lots", "--memory"));
     FAIL();
   } catch (const base::WrongUsage& error) {
     EXPECT_NE(std::string(error.what()).find("--memory is 'lots'"), std::string::npos) << error.what();
@@ -37,23 +37,23 @@ TEST(Sizes, WhatIsNoSizeIsRefusedNamingTheOption) {
 
 TEST(Sizes, CountsHaveLimits) {
   EXPECT_EQ(parse_count("8K", "--seqlen", 2, 10000), 8192);
-  EXPECT_THROW(parse_count("1", "--seqlen", 2, 10000), base::WrongUsage);
-  EXPECT_THROW(parse_count("10K", "--seqlen", 2, 10000), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(parse_count("1", "--seqlen", 2, 10000)), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(parse_count("10K", "--seqlen", 2, 10000)), base::WrongUsage);
 }
 
 TEST(Sizes, NumbersAreReadWhole) {
   EXPECT_EQ(parse_integer("-3", "--seed"), -3);
-  EXPECT_THROW(parse_integer("3.5", "--seed"), base::WrongUsage);
-  EXPECT_THROW(parse_integer("99999999999999999999", "--seed"), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(parse_integer("3.5", "--seed")), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(parse_integer("99999999999999999999", "--seed")), base::WrongUsage);
   EXPECT_DOUBLE_EQ(parse_number("1e-3", "--gap"), 1e-3);
-  EXPECT_THROW(parse_number("1%", "--outliers"), base::WrongUsage);
-  EXPECT_THROW(parse_number("nan", "--outliers"), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(parse_number("1%", "--outliers")), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(parse_number("nan", "--outliers")), base::WrongUsage);
 }
 
 TEST(Sizes, ListsAreCutAtCommas) {
   EXPECT_EQ(split_list({"2, 3", "4"}, "--bits"), (std::vector<std::string>{"2", "3", "4"}));
-  EXPECT_THROW(split_list({"2,,3"}, "--bits"), base::WrongUsage);
-  EXPECT_THROW(split_list({""}, "--bits"), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(split_list({"2,,3"}, "--bits")), base::WrongUsage);
+  EXPECT_THROW(static_cast<void>(split_list({""}, "--bits")), base::WrongUsage);
 }
 
 TEST(Sizes, BytesArePrintedInPowersOf1024) {
