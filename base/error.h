@@ -1,7 +1,7 @@
 // base/error.h: the exceptions of every kvcal library, and the text helper that builds their messages.
 //
-// A message says what was wrong, where (file, tensor, layer), which value was met, what was expected and what to do.
-// Libraries throw; only apps/ catches, prints and turns the type into an exit code.
+// A message says what was wrong, where (file, tensor, layer), which value was met, what was expected and what
+// to do. Libraries throw; only apps/ catches, prints and turns the type into an exit code.
 #pragma once
 
 #include <sstream>

@@ -32,12 +32,14 @@ class Descriptor {
 
 [[noreturn]] void throw_system(std::string_view what, const std::filesystem::path& path, int error_number) {
   std::string remedy;
-  if (error_number == ENOSPC || error_number == EDQUOT) remedy = "; free some space and run the same command again";
+  if (error_number == ENOSPC || error_number == EDQUOT)
+    remedy = "; free some space and run the same command again";
   throw SystemError(concat("cannot ", what, " ", path.string(), ": ", errno_text(error_number), remedy));
 }
 
 void sync_folder(const std::filesystem::path& folder) {
-  const Descriptor descriptor(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const Descriptor descriptor(
+      ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Some file systems cannot sync a folder; the rename itself has been done.
   if (descriptor.get() >= 0) (void)::fsync(descriptor.get());
 }
@@ -58,9 +60,10 @@ void write_all(int descriptor, std::span<const std::byte> bytes, const std::file
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (descriptor.get() < 0) throw_system("open", path, errno);
-  struct stat status{};
+  struct stat status {};
   if (::fstat(descriptor.get(), &status) != 0) throw_system("read the size of", path, errno);
-  if (!S_ISREG(status.st_mode)) throw SystemError(concat("cannot read ", path.string(), ": not a regular file"));
+  if (!S_ISREG(status.st_mode))
+    throw SystemError(concat("cannot read ", path.string(), ": not a regular file"));
   size_ = static_cast<std::size_t>(status.st_size);
   if (size_ == 0) return;
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor.get(), 0);
@@ -76,7 +79,9 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
@@ -158,8 +163,8 @@ FileLock::FileLock(const std::filesystem::path& path)
     ::close(descriptor_);
     descriptor_ = -1;
     if (error_number == EWOULDBLOCK) {
-      throw SystemError(
-          concat(path.parent_path().string(), " is in use by another run; wait for it to end, or choose another folder"));
+      throw SystemError(concat(path.parent_path().string(),
+                               " is in use by another run; wait for it to end, or choose another folder"));
     }
     throw_system("lock", path, error_number);
   }

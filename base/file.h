@@ -1,4 +1,5 @@
-// base/file.h: owners of files: a read-only memory map, a file that appears whole or not at all, an exclusive lock.
+// base/file.h: owners of files: a read-only memory map, a file that appears whole or not at all, an exclusive
+// lock.
 #pragma once
 
 #include <cstddef>
@@ -37,19 +38,21 @@ class MappedFile {
 /// The whole file as text. Throws SystemError.
 [[nodiscard]] std::string read_text_file(const std::filesystem::path& path);
 
-/// Writes bytes to a temporary name beside `path`, syncs, then renames: readers see the old file or the new one, whole.
-/// Throws SystemError (a full disk, say) and leaves nothing behind.
+/// Writes bytes to a temporary name beside `path`, syncs, then renames: readers see the old file or the new
+/// one, whole. Throws SystemError (a full disk, say) and leaves nothing behind.
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
 void write_file_atomically(const std::filesystem::path& path, std::string_view text);
 
-/// Syncs `temporary` and renames it to `path`, then syncs the folder. Throws SystemError and removes `temporary`.
+/// Syncs `temporary` and renames it to `path`, then syncs the folder. Throws SystemError and removes
+/// `temporary`.
 void publish_file(const std::filesystem::path& temporary, const std::filesystem::path& path);
 
-/// A name beside `path` for a file being made: the same folder, so that rename is atomic; unique to this process.
+/// A name beside `path` for a file being made: the same folder, so that rename is atomic; unique to this
+/// process.
 [[nodiscard]] std::filesystem::path temporary_name(const std::filesystem::path& path);
 
-/// An exclusive advisory lock on a file (made where missing), held while this object lives; the kernel drops it with the
-/// process, so a killed run leaves no stale lock.
+/// An exclusive advisory lock on a file (made where missing), held while this object lives; the kernel drops
+/// it with the process, so a killed run leaves no stale lock.
 class FileLock {
  public:
   /// Throws SystemError where another process holds it, saying so.

@@ -1,7 +1,7 @@
 // base/float16.h: fp16 (IEEE 754 binary16) and bf16 as bit patterns, converted with round to nearest even.
 //
-// Values are held as std::uint16_t: files store them so, and no compiler type is needed. NaN stays NaN, values beyond the
-// largest finite one become infinity, denormals are exact.
+// Values are held as std::uint16_t: files store them so, and no compiler type is needed. NaN stays NaN,
+// values beyond the largest finite one become infinity, denormals are exact.
 #pragma once
 
 #include <bit>
@@ -43,8 +43,8 @@ inline constexpr float kHalfMax = 65504.0F;
   if (magnitude > 0x7f800000U) return static_cast<std::uint16_t>(sign | 0x7e00U);
   if (magnitude >= 0x477ff000U) return static_cast<std::uint16_t>(sign | 0x7c00U);  // 65520 and beyond
   if (magnitude < 0x38800000U) {
-    // Below 2^-14 the result is a multiple of 2^-24. Adding 0.5 aligns the float's unit in the last place to that, so the
-    // addition itself rounds to nearest even.
+    // Below 2^-14 the result is a multiple of 2^-24. Adding 0.5 aligns the float's unit in the last place to
+    // that, so the addition itself rounds to nearest even.
     const float aligned = std::bit_cast<float>(magnitude) + 0.5F;
     return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(aligned) - 0x3f000000U));
   }

@@ -9,7 +9,8 @@
 namespace kvcal::base {
 namespace {
 
-// cgroup v2 cpu.max: "QUOTA PERIOD" in microseconds, or "max PERIOD"; v1 splits the two over files, -1 for none.
+// cgroup v2 cpu.max: "QUOTA PERIOD" in microseconds, or "max PERIOD"; v1 splits the two over files, -1 for
+// none.
 double cgroup_cpu_quota() {
   if (std::ifstream file("/sys/fs/cgroup/cpu.max"); file) {
     std::string quota;

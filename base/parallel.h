@@ -1,4 +1,5 @@
-// base/parallel.h: the one parallel loop of the project, and sums that do not depend on the number of threads.
+// base/parallel.h: the one parallel loop of the project, and sums that do not depend on the number of
+// threads.
 #pragma once
 
 #include <omp.h>
@@ -15,10 +16,13 @@ namespace kvcal::base {
 [[nodiscard]] int available_cpus();
 
 /// `threads` where it is positive, else available_cpus().
-[[nodiscard]] inline int resolve_threads(int threads) { return threads > 0 ? threads : available_cpus(); }
+[[nodiscard]] inline int resolve_threads(int threads) {
+  return threads > 0 ? threads : available_cpus();
+}
 
-/// Calls body(i) for every i in [0, count), on up to `threads` threads (0: all available), in no particular order.
-/// The first exception of any call is rethrown here once all running calls have ended; calls not yet begun are then skipped.
+/// Calls body(i) for every i in [0, count), on up to `threads` threads (0: all available), in no particular
+/// order. The first exception of any call is rethrown here once all running calls have ended; calls not yet
+/// begun are then skipped.
 template <typename Body>
 void parallel_for(std::int64_t count, int threads, const Body& body) {
   const int workers = static_cast<int>(std::min<std::int64_t>(resolve_threads(threads), count));
@@ -40,8 +44,9 @@ void parallel_for(std::int64_t count, int threads, const Body& body) {
   if (error) std::rethrow_exception(error);
 }
 
-/// The sum over [0, count) in fixed blocks of `block` elements: partial(begin, end) gives a block's sum, and the blocks are
-/// added in order. The result does not depend on `threads`. Sum needs a default value of zero and operator+=.
+/// The sum over [0, count) in fixed blocks of `block` elements: partial(begin, end) gives a block's sum, and
+/// the blocks are added in order. The result does not depend on `threads`. Sum needs a default value of zero
+/// and operator+=.
 template <typename Sum, typename Partial>
 [[nodiscard]] Sum blocked_sum(std::int64_t count, std::int64_t block, int threads, const Partial& partial) {
   const std::int64_t blocks = (count + block - 1) / block;

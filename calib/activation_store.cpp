@@ -14,10 +14,12 @@ namespace kvcal::calib {
 namespace {
 
 [[noreturn]] void throw_file_error(const char* what, const std::filesystem::path& path, int error_number) {
-  const char* remedy = error_number == ENOSPC || error_number == EDQUOT
-                           ? "; free some space, or name a folder on a larger disk with --work, and run the same command again"
-                           : "";
-  throw base::SystemError(base::concat("cannot ", what, " ", path.string(), ": ", base::errno_text(error_number), remedy));
+  const char* remedy =
+      error_number == ENOSPC || error_number == EDQUOT
+          ? "; free some space, or name a folder on a larger disk with --work, and run the same command again"
+          : "";
+  throw base::SystemError(
+      base::concat("cannot ", what, " ", path.string(), ": ", base::errno_text(error_number), remedy));
 }
 
 }  // namespace
@@ -26,7 +28,8 @@ struct ActivationStore::OpenFile {
   std::filesystem::path path;
   int descriptor = -1;
 
-  OpenFile(std::filesystem::path file, int flags) : path(std::move(file)), descriptor(::open(path.c_str(), flags, 0666)) {
+  OpenFile(std::filesystem::path file, int flags)
+      : path(std::move(file)), descriptor(::open(path.c_str(), flags, 0666)) {
     if (descriptor < 0) throw_file_error("open", path, errno);
   }
   ~OpenFile() {
@@ -36,8 +39,9 @@ struct ActivationStore::OpenFile {
   OpenFile& operator=(const OpenFile&) = delete;
 };
 
-ActivationStore::ActivationStore(std::vector<std::int64_t> sample_tokens, std::int64_t hidden_size, at::ScalarType dtype,
-                                 std::int64_t cache_bytes, std::function<std::filesystem::path(int)> file_of)
+ActivationStore::ActivationStore(std::vector<std::int64_t> sample_tokens, std::int64_t hidden_size,
+                                 at::ScalarType dtype, std::int64_t cache_bytes,
+                                 std::function<std::filesystem::path(int)> file_of)
     : sample_tokens_(std::move(sample_tokens)),
       hidden_size_(hidden_size),
       dtype_(dtype),
@@ -55,13 +59,15 @@ ActivationStore::~ActivationStore() {
 }
 
 std::int64_t ActivationStore::sample_bytes(std::int64_t sample) const {
-  return sample_tokens_[static_cast<std::size_t>(sample)] * hidden_size_ * static_cast<std::int64_t>(at::elementSize(dtype_));
+  return sample_tokens_[static_cast<std::size_t>(sample)] * hidden_size_ *
+         static_cast<std::int64_t>(at::elementSize(dtype_));
 }
 
 ActivationStore::OpenFile& ActivationStore::file_for_writing(int layer) {
   auto& file = writing_[layer];
   if (file == nullptr) {
-    file = std::make_unique<OpenFile>(base::temporary_name(file_of_(layer)), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC);
+    file = std::make_unique<OpenFile>(base::temporary_name(file_of_(layer)),
+                                      O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC);
   }
   return *file;
 }
@@ -71,11 +77,11 @@ ActivationStore::OpenFile& ActivationStore::file_for_reading(int layer) {
   auto& file = reading_[layer];
   if (file == nullptr) {
     file = std::make_unique<OpenFile>(file_of_(layer), O_RDONLY | O_CLOEXEC);
-    struct stat status{};
+    struct stat status {};
     if (::fstat(file->descriptor, &status) != 0) throw_file_error("read the size of", file->path, errno);
     if (status.st_size != file_bytes()) {
-      throw base::InvalidInput(base::concat(file->path.string(), ": ", status.st_size, " bytes, expected ", file_bytes(),
-                                            "; remove the work folder and start anew"));
+      throw base::InvalidInput(base::concat(file->path.string(), ": ", status.st_size, " bytes, expected ",
+                                            file_bytes(), "; remove the work folder and start anew"));
     }
   }
   return *file;
@@ -87,7 +93,8 @@ void ActivationStore::put(int layer, std::int64_t sample, const at::Tensor& valu
   const auto* bytes = static_cast<const char*>(plain.const_data_ptr());
   std::int64_t offset = offsets_[static_cast<std::size_t>(sample)];
   std::int64_t left = sample_bytes(sample);
-  if (static_cast<std::int64_t>(plain.nbytes()) != left) throw base::Error("a hidden state of the wrong size");
+  if (static_cast<std::int64_t>(plain.nbytes()) != left)
+    throw base::Error("a hidden state of the wrong size");
   while (left > 0) {
     const ssize_t written = ::pwrite(file.descriptor, bytes, static_cast<std::size_t>(left), offset);
     if (written < 0 && errno == EINTR) continue;
@@ -140,7 +147,8 @@ void ActivationStore::finish(int layer) {
 
 bool ActivationStore::finished(int layer) const {
   std::error_code ignored;
-  return std::filesystem::file_size(file_of_(layer), ignored) == static_cast<std::uintmax_t>(file_bytes()) && !ignored;
+  return std::filesystem::file_size(file_of_(layer), ignored) == static_cast<std::uintmax_t>(file_bytes()) &&
+         !ignored;
 }
 
 void ActivationStore::drop(int layer) {

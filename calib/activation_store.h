@@ -1,4 +1,5 @@
-// calib/activation_store.h: hidden states, or their gradients, of all samples by layer: files, with a cache in memory.
+// calib/activation_store.h: hidden states, or their gradients, of all samples by layer: files, with a cache
+// in memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,11 +14,13 @@
 
 namespace kvcal::calib {
 
-/// Written through: each tensor goes to its layer's file at once, and stays in memory while the cache has room, the highest layers
-/// longest, since the backward pass comes to them first. finish() makes a layer's file whole and durable under its own name.
+/// Written through: each tensor goes to its layer's file at once, and stays in memory while the cache has
+/// room, the highest layers longest, since the backward pass comes to them first. finish() makes a layer's
+/// file whole and durable under its own name.
 class ActivationStore {
  public:
-  /// sample_tokens: the length of each sample; file_of: where a layer's file lies; cache_bytes: what may stay in memory.
+  /// sample_tokens: the length of each sample; file_of: where a layer's file lies; cache_bytes: what may stay
+  /// in memory.
   ActivationStore(std::vector<std::int64_t> sample_tokens, std::int64_t hidden_size, at::ScalarType dtype,
                   std::int64_t cache_bytes, std::function<std::filesystem::path(int)> file_of);
   ~ActivationStore();
@@ -26,7 +29,8 @@ class ActivationStore {
 
   /// value: [tokens of the sample, hidden_size]. Throws SystemError (a full disk, say).
   void put(int layer, std::int64_t sample, const at::Tensor& value);
-  /// What put() was given, to the bit. Throws SystemError or InvalidInput where the file is not as it should be.
+  /// What put() was given, to the bit. Throws SystemError or InvalidInput where the file is not as it should
+  /// be.
   [[nodiscard]] at::Tensor get(int layer, std::int64_t sample);
   /// All samples of the layer have been put: syncs the file and gives it its name.
   void finish(int layer);

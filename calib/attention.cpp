@@ -8,17 +8,20 @@
 namespace kvcal::calib {
 namespace {
 
-// Queries that share one mask where a window cuts: the mask is kQueryBlock x (kQueryBlock + window), shared by all heads.
+// Queries that share one mask where a window cuts: the mask is kQueryBlock x (kQueryBlock + window), shared
+// by all heads.
 constexpr std::int64_t kQueryBlock = 256;
 
-// [tokens, kv_heads, dim] -> [1, heads, tokens, dim]; autograd sums the gradients of a kv head over its query heads.
+// [tokens, kv_heads, dim] -> [1, heads, tokens, dim]; autograd sums the gradients of a kv head over its query
+// heads.
 at::Tensor expand_heads(const at::Tensor& x, std::int64_t heads) {
   const std::int64_t tokens = x.size(0);
   const std::int64_t kv_heads = x.size(1);
   const std::int64_t dim = x.size(2);
   at::Tensor by_head = x.transpose(0, 1);
   if (kv_heads != heads) {
-    by_head = by_head.unsqueeze(1).expand({kv_heads, heads / kv_heads, tokens, dim}).reshape({heads, tokens, dim});
+    by_head =
+        by_head.unsqueeze(1).expand({kv_heads, heads / kv_heads, tokens, dim}).reshape({heads, tokens, dim});
   }
   return by_head.unsqueeze(0);
 }
@@ -48,7 +51,8 @@ at::Tensor causal_attention(const at::Tensor& queries, const at::Tensor& keys, c
       const std::int64_t end = std::min(tokens, begin + kQueryBlock);
       const std::int64_t first = std::max<std::int64_t>(0, begin - window + 1);
       blocks.push_back(at::scaled_dot_product_attention(q.slice(2, begin, end), k.slice(2, first, end),
-                                                        v.slice(2, first, end), window_mask(first, begin, end, window)));
+                                                        v.slice(2, first, end),
+                                                        window_mask(first, begin, end, window)));
     }
     mixed = at::cat(blocks, 2);
   }

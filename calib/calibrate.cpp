@@ -26,7 +26,8 @@ double seconds_since(Clock::time_point start) {
 /// The fit of one layer on a thread of its own, while the passes go on; at most one at a time.
 class FitInBackground {
  public:
-  FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes, std::vector<std::string>& warnings)
+  FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes,
+                  std::vector<std::string>& warnings)
       : job_(job), folder_(folder), passes_(passes), warnings_(warnings) {}
 
   /// Waits for the fit before, then starts this one.
@@ -106,8 +107,8 @@ bool finished_before(const CalibrationJob& job, formats::Codebook& codebook) {
     reason = base::concat("is not a whole codebook (", error.what(), ")");
   }
   if (job.options.overwrite) return false;
-  throw base::SystemError(
-      base::concat(out.string(), " exists and ", reason, "; name another file with --out, or give --overwrite"));
+  throw base::SystemError(base::concat(out.string(), " exists and ", reason,
+                                       "; name another file with --out, or give --overwrite"));
 }
 
 void check_writable(const fs::path& out) {
@@ -151,7 +152,9 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, std:
   formats::Codebook codebook = job.frame;
   for (int layer = 0; layer < layers; ++layer) {
     auto saved = folder.load_layer(layer);
-    if (!saved) throw base::SystemError(base::concat(folder.path().string(), ": the checkpoint of layer ", layer, " is gone"));
+    if (!saved)
+      throw base::SystemError(
+          base::concat(folder.path().string(), ": the checkpoint of layer ", layer, " is gone"));
     codebook.layers.push_back(std::move(*saved));
   }
   return codebook;
@@ -168,7 +171,8 @@ CalibrationPlan plan_calibration(const CalibrationOptions& options, base::Progre
   return make_plan(prepare_calibration(options, progress));
 }
 
-CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress, PlanListener* listener) {
+CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
+                            PlanListener* listener) {
   const Clock::time_point start = Clock::now();
   CalibrationJob job = prepare_calibration(options, progress);
   at::set_num_threads(job.threads);

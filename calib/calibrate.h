@@ -1,8 +1,8 @@
 // calib/calibrate.h: the main job: a model and calibration tokens in, a codebook file out.
 //
-// Two passes over the layers with one layer in memory (docs/method.md): forward, keeping each layer's input; then backward
-// from the last layer, whose keys, values and gradients are fitted while the next layer's backward runs. Everything that a
-// killed run needs to go on lies in the work folder.
+// Two passes over the layers with one layer in memory (docs/method.md): forward, keeping each layer's input;
+// then backward from the last layer, whose keys, values and gradients are fitted while the next layer's
+// backward runs. Everything that a killed run needs to go on lies in the work folder.
 #pragma once
 
 #include <cstdint>
@@ -18,66 +18,68 @@ namespace kvcal::calib {
 
 /// What `kvcal calibrate` was asked to do; the fields are its options, with the same defaults.
 struct CalibrationOptions {
-  std::string model;                                ///< a folder, or a name (org/model) in the local Hugging Face cache
-  std::vector<std::filesystem::path> texts;         ///< calibration texts; or
-  std::filesystem::path tokens;                     ///< an integer array [samples, seqlen] as .npy
-  std::filesystem::path out;                        ///< the codebook file to write
-  std::optional<std::int64_t> samples;              ///< windows; 16, or what `tokens` holds
-  std::optional<std::int64_t> seqlen;               ///< tokens in a window; 2048, or what `tokens` holds
-  std::vector<int> bits = {2, 3, 4};                ///< datatypes to fit, each of 2, 3, 4
-  std::vector<double> outliers = {0, 0.01};         ///< outlier fractions, 0 <= p < 0.5
-  int sinks = 1;                                    ///< first tokens of each window kept exact and left out of all statistics
-  std::string bos = "auto";                         ///< auto, each, first, none
-  bool parse_special = true;                        ///< special tokens written in the text become their ids
-  std::string value_scope = "token";                ///< token: thresholds over all channels of a token; head: per kv head
-  std::string sensitivity = "fisher";               ///< fisher, or none: every element weighs the same
-  std::string fisher_scale = "range";               ///< range: weights F s^2; none: F
-  std::string dtype = "auto";                       ///< auto, float32, bfloat16: the arithmetic of the model
-  std::string device = "cpu";                       ///< cpu; cuda[:N]
-  int threads = 0;                                  ///< 0: all that the machine or its cgroup gives
-  std::int64_t seed = 0;                            ///< other than 0: shifts where the windows start
-  std::filesystem::path work;                       ///< checkpoints; empty: OUT.work. Removed on success
-  std::optional<std::int64_t> memory_bytes;         ///< resident limit of the whole process; default 80 % of what is free
-  bool overwrite = false;                           ///< replace an existing `out`
-  bool dry_run = false;                             ///< only plan
+  std::string model;  ///< a folder, or a name (org/model) in the local Hugging Face cache
+  std::vector<std::filesystem::path> texts;  ///< calibration texts; or
+  std::filesystem::path tokens;              ///< an integer array [samples, seqlen] as .npy
+  std::filesystem::path out;                 ///< the codebook file to write
+  std::optional<std::int64_t> samples;       ///< windows; 16, or what `tokens` holds
+  std::optional<std::int64_t> seqlen;        ///< tokens in a window; 2048, or what `tokens` holds
+  std::vector<int> bits = {2, 3, 4};         ///< datatypes to fit, each of 2, 3, 4
+  std::vector<double> outliers = {0, 0.01};  ///< outlier fractions, 0 <= p < 0.5
+  int sinks = 1;              ///< first tokens of each window kept exact and left out of all statistics
+  std::string bos = "auto";   ///< auto, each, first, none
+  bool parse_special = true;  ///< special tokens written in the text become their ids
+  std::string value_scope = "token";   ///< token: thresholds over all channels of a token; head: per kv head
+  std::string sensitivity = "fisher";  ///< fisher, or none: every element weighs the same
+  std::string fisher_scale = "range";  ///< range: weights F s^2; none: F
+  std::string dtype = "auto";          ///< auto, float32, bfloat16: the arithmetic of the model
+  std::string device = "cpu";          ///< cpu; cuda[:N]
+  int threads = 0;                     ///< 0: all that the machine or its cgroup gives
+  std::int64_t seed = 0;               ///< other than 0: shifts where the windows start
+  std::filesystem::path work;          ///< checkpoints; empty: OUT.work. Removed on success
+  std::optional<std::int64_t>
+      memory_bytes;        ///< resident limit of the whole process; default 80 % of what is free
+  bool overwrite = false;  ///< replace an existing `out`
+  bool dry_run = false;    ///< only plan
 };
 
 /// What a run will need, known before it starts. Bytes.
 struct ResourceNeed {
-  std::int64_t memory_bytes = 0;            ///< peak resident, with the smallest activation cache
-  std::int64_t memory_limit_bytes = 0;      ///< what the run may use
-  std::int64_t weights_bytes = 0;           ///< of memory_bytes: one layer (or the head) in the compute type
-  std::int64_t working_bytes = 0;           ///< of memory_bytes: one sample through one layer with its gradients
-  std::int64_t capture_bytes = 0;           ///< of memory_bytes: keys, values and gradients of the two layers in flight
-  std::int64_t fit_bytes = 0;               ///< of memory_bytes: the solver
-  std::int64_t base_bytes = 0;              ///< of memory_bytes: the program and its libraries
-  std::int64_t disk_bytes = 0;              ///< work folder and codebook
-  std::int64_t disk_free_bytes = 0;         ///< free where the work folder lies
-  double seconds = 0;                       ///< model arithmetic over the measured rate of this machine, and the fits
+  std::int64_t memory_bytes = 0;        ///< peak resident, with the smallest activation cache
+  std::int64_t memory_limit_bytes = 0;  ///< what the run may use
+  std::int64_t weights_bytes = 0;       ///< of memory_bytes: one layer (or the head) in the compute type
+  std::int64_t working_bytes = 0;       ///< of memory_bytes: one sample through one layer with its gradients
+  std::int64_t capture_bytes =
+      0;                        ///< of memory_bytes: keys, values and gradients of the two layers in flight
+  std::int64_t fit_bytes = 0;   ///< of memory_bytes: the solver
+  std::int64_t base_bytes = 0;  ///< of memory_bytes: the program and its libraries
+  std::int64_t disk_bytes = 0;  ///< work folder and codebook
+  std::int64_t disk_free_bytes = 0;  ///< free where the work folder lies
+  double seconds = 0;  ///< model arithmetic over the measured rate of this machine, and the fits
 };
 
 /// What will be done: shown before the work starts, and all that --dry-run gives.
 struct CalibrationPlan {
-  std::string model_name;                   ///< the folder's name, or org/model
+  std::string model_name;  ///< the folder's name, or org/model
   std::filesystem::path model_folder;
   std::string architecture;
   int num_layers = 0, num_attention_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int64_t parameters = 0;
-  std::string dtype;                        ///< float32 or bfloat16
+  std::string dtype;  ///< float32 or bfloat16
   std::int64_t samples = 0, seqlen = 0, tokens = 0;
-  std::string bos;                          ///< each, first or none; "given" with --tokens
+  std::string bos;  ///< each, first or none; "given" with --tokens
   ResourceNeed need;
-  int layers_done = 0;                      ///< layers whose checkpoint of an earlier run is used
-  bool forward_done = false;                ///< the forward pass of an earlier run is used
+  int layers_done = 0;        ///< layers whose checkpoint of an earlier run is used
+  bool forward_done = false;  ///< the forward pass of an earlier run is used
   std::filesystem::path work;
 };
 
 /// The result, and how it came about.
 struct CalibrationReport {
   CalibrationPlan plan;
-  bool already_done = false;                ///< `out` was the finished result of the same run: nothing was done
-  formats::Codebook codebook;               ///< as written to `out`; empty with dry_run
-  std::vector<std::string> warnings;        ///< also sent to Progress::warning
+  bool already_done = false;          ///< `out` was the finished result of the same run: nothing was done
+  formats::Codebook codebook;         ///< as written to `out`; empty with dry_run
+  std::vector<std::string> warnings;  ///< also sent to Progress::warning
   double seconds = 0, forward_seconds = 0, backward_seconds = 0, fit_seconds = 0;
 };
 
@@ -85,14 +87,16 @@ struct CalibrationReport {
 /// Throws base::WrongUsage for contradicting options, base::InvalidInput for a bad model or text.
 [[nodiscard]] CalibrationPlan plan_calibration(const CalibrationOptions& options, base::Progress& progress);
 
-/// Runs it all: plan (handed to `on_plan` before work starts, where given), passes, fits, file. With dry_run only the plan.
-/// Throws base::WrongUsage, base::InvalidInput, base::SystemError (not enough memory or disk, before any work; a full disk),
-/// base::Interrupted. After any of them the same command goes on from the work folder.
+/// Runs it all: plan (handed to `on_plan` before work starts, where given), passes, fits, file. With dry_run
+/// only the plan. Throws base::WrongUsage, base::InvalidInput, base::SystemError (not enough memory or disk,
+/// before any work; a full disk), base::Interrupted. After any of them the same command goes on from the work
+/// folder.
 class PlanListener {
  public:
   virtual ~PlanListener() = default;
   virtual void on_plan(const CalibrationPlan& plan) = 0;
 };
-CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress, PlanListener* listener = nullptr);
+CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
+                            PlanListener* listener = nullptr);
 
 }  // namespace kvcal::calib

@@ -16,7 +16,8 @@ using nlohmann::json;
 
 namespace {
 
-void require_choice(const char* option, const std::string& value, std::initializer_list<const char*> choices) {
+void require_choice(const char* option, const std::string& value,
+                    std::initializer_list<const char*> choices) {
   std::string known;
   for (const char* choice : choices) {
     if (value == choice) return;
@@ -37,7 +38,8 @@ void check_lists(const CalibrationOptions& options) {
   std::set<std::string> names;
   for (const double fraction : options.outliers) {
     if (!(fraction >= 0 && fraction < 0.5)) {
-      throw base::WrongUsage(base::concat("--outliers ", fraction, ": expected a fraction from 0 to below 0.5; 0.01 is 1 %"));
+      throw base::WrongUsage(
+          base::concat("--outliers ", fraction, ": expected a fraction from 0 to below 0.5; 0.01 is 1 %"));
     }
     if (!names.insert(formats::outlier_group_name(fraction)).second) {
       throw base::WrongUsage(base::concat("--outliers names ", fraction, " twice"));
@@ -52,8 +54,10 @@ void check_options(const CalibrationOptions& options) {
   }
   if (options.out.empty()) throw base::WrongUsage("--out is missing: the codebook file to write");
   check_lists(options);
-  if (options.sinks < 0) throw base::WrongUsage(base::concat("--sinks ", options.sinks, ": expected 0 or more"));
-  if (options.threads < 0) throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
+  if (options.sinks < 0)
+    throw base::WrongUsage(base::concat("--sinks ", options.sinks, ": expected 0 or more"));
+  if (options.threads < 0)
+    throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
   if (options.samples.value_or(1) < 1) throw base::WrongUsage("--samples: expected 1 or more");
   if (options.seqlen.value_or(2) < 2) throw base::WrongUsage("--seqlen: expected 2 or more");
   require_choice("--bos", options.bos, {"auto", "each", "first", "none"});
@@ -62,7 +66,8 @@ void check_options(const CalibrationOptions& options) {
   require_choice("--fisher-scale", options.fisher_scale, {"range", "none"});
   require_choice("--dtype", options.dtype, {"auto", "float32", "bfloat16"});
   if (options.device.starts_with("cuda")) {
-    throw base::WrongUsage(base::concat("--device ", options.device, ": this version calibrates on the CPU only"));
+    throw base::WrongUsage(
+        base::concat("--device ", options.device, ": this version calibrates on the CPU only"));
   }
   require_choice("--device", options.device, {"cpu"});
 }
@@ -76,8 +81,8 @@ TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder
     TokenWindows windows = load_tokens(options.tokens, config.vocab_size);
     const auto contradicts = [&](const char* name, std::optional<std::int64_t> asked, std::int64_t given) {
       if (asked && *asked != given) {
-        throw base::WrongUsage(base::concat(name, " ", *asked, " contradicts ", options.tokens.string(), ", which holds ",
-                                            windows.samples, " x ", windows.seqlen));
+        throw base::WrongUsage(base::concat(name, " ", *asked, " contradicts ", options.tokens.string(),
+                                            ", which holds ", windows.samples, " x ", windows.seqlen));
       }
     };
     contradicts("--samples", options.samples, windows.samples);
@@ -116,12 +121,14 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
   std::vector<std::string> warnings;
   if (job.windows.chat_template_without_special) {
     warnings.emplace_back(
-        "the model has a chat template and the text holds none of its special tokens; what it serves are chats, so calibrate on "
+        "the model has a chat template and the text holds none of its special tokens; what it serves are "
+        "chats, so calibrate on "
         "chats too, rendered with that template");
   }
   if (job.config.max_positions > 0 && job.windows.seqlen > job.config.max_positions) {
-    warnings.push_back(base::concat("windows of ", job.windows.seqlen, " tokens exceed the ", job.config.max_positions,
-                                    " positions that the model was made for; its activations there are not what it serves"));
+    warnings.push_back(
+        base::concat("windows of ", job.windows.seqlen, " tokens exceed the ", job.config.max_positions,
+                     " positions that the model was made for; its activations there are not what it serves"));
   }
   const std::int64_t counted = job.windows.tokens() - job.windows.samples * job.options.sinks;
   for (const double fraction : job.options.outliers) {
@@ -129,8 +136,9 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
     if (fraction == 0 || behind >= 50) continue;
     const double tokens_per_sample = static_cast<double>(counted) / static_cast<double>(job.windows.samples);
     const auto wanted = static_cast<std::int64_t>(50 / (fraction / 2) / tokens_per_sample) + 1;
-    warnings.push_back(base::concat("only ", static_cast<std::int64_t>(behind), " values stand behind each quantile of outlier fraction ",
-                                    fraction, "; 50 are wanted: try --samples ", wanted));
+    warnings.push_back(base::concat("only ", static_cast<std::int64_t>(behind),
+                                    " values stand behind each quantile of outlier fraction ", fraction,
+                                    "; 50 are wanted: try --samples ", wanted));
   }
   return warnings;
 }
@@ -220,13 +228,14 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   std::sort(job.options.outliers.begin(), job.options.outliers.end());
   job.threads = base::resolve_threads(options.threads);
   if (job.options.work.empty()) job.options.work = options.out.string() + ".work";
-  // float32 is the default: the arithmetic that the definitions are checked against. bfloat16 is there for who asks.
+  // float32 is the default: the arithmetic that the definitions are checked against. bfloat16 is there for
+  // who asks.
   if (job.options.dtype == "auto") job.options.dtype = "float32";
 
   job.folder = find_model_folder(options.model);
   job.config = read_model_config(job.folder.path);
-  job.weights = std::make_shared<const WeightLoader>(job.folder.path,
-                                                     job.options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  job.weights = std::make_shared<const WeightLoader>(
+      job.folder.path, job.options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
   job.model = load_model(job.config, job.weights);
   job.windows = read_windows(job.options, job.folder, job.config, progress);
   job.options.samples = job.windows.samples;

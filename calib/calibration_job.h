@@ -1,4 +1,5 @@
-// calib/calibration_job.h: a calibration whose options are checked and whose inputs are open: what the passes start from.
+// calib/calibration_job.h: a calibration whose options are checked and whose inputs are open: what the passes
+// start from.
 #pragma once
 
 #include <memory>
@@ -14,15 +15,16 @@
 namespace kvcal::calib {
 
 struct CalibrationJob {
-  CalibrationOptions options;      ///< as asked, with `work`, `samples` and `seqlen` resolved
+  CalibrationOptions options;  ///< as asked, with `work`, `samples` and `seqlen` resolved
   ModelFolder folder;
   ModelConfig config;
   std::shared_ptr<const WeightLoader> weights;
   std::unique_ptr<Model> model;
   TokenWindows windows;
   int threads = 1;
-  formats::Codebook frame;         ///< the codebook without layers and loss: where it comes from
-  std::string identity_json;       ///< what makes two runs the same: fingerprints of model and tokens, and the options
+  formats::Codebook frame;  ///< the codebook without layers and loss: where it comes from
+  std::string
+      identity_json;  ///< what makes two runs the same: fingerprints of model and tokens, and the options
   std::vector<std::string> warnings;
 
   [[nodiscard]] FitOptions fit_options() const;
@@ -32,14 +34,15 @@ struct CalibrationJob {
 /// Throws as calibrate() does.
 [[nodiscard]] CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Progress& progress);
 
-/// The identity of the run that a codebook came from: equal to CalibrationJob::identity_json of a run that would make the same.
+/// The identity of the run that a codebook came from: equal to CalibrationJob::identity_json of a run that
+/// would make the same.
 [[nodiscard]] std::string codebook_identity(const formats::Codebook& codebook);
 
 /// What the job will need. layers: how many kinds of memory there are is documented at ResourceNeed.
 [[nodiscard]] ResourceNeed estimate_need(const CalibrationJob& job);
 
-/// The resident memory left for cached activations within the limit. Throws SystemError where the limit or the disk is too small,
-/// saying how much is needed.
+/// The resident memory left for cached activations within the limit. Throws SystemError where the limit or
+/// the disk is too small, saying how much is needed.
 [[nodiscard]] std::int64_t check_need(const ResourceNeed& need, const CalibrationJob& job);
 
 }  // namespace kvcal::calib

@@ -12,7 +12,9 @@ class Matrix {
  public:
   Matrix() = default;
   Matrix(std::int64_t rows, std::int64_t columns)
-      : rows_(rows), columns_(columns), data_(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * columns))) {}
+      : rows_(rows),
+        columns_(columns),
+        data_(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * columns))) {}
   [[nodiscard]] std::int64_t rows() const { return rows_; }
   [[nodiscard]] std::int64_t columns() const { return columns_; }
   [[nodiscard]] bool empty() const { return data_ == nullptr; }
@@ -30,11 +32,12 @@ class Matrix {
   std::unique_ptr<float[]> data_;
 };
 
-/// Keys or values of a layer. A row is a token; the sinks of each sample and padding are left out, samples follow each other.
-/// channels = kv_heads * head dimension.
+/// Keys or values of a layer. A row is a token; the sinks of each sample and padding are left out, samples
+/// follow each other. channels = kv_heads * head dimension.
 struct CapturedTensor {
   Matrix x;          ///< [rows, channels]: pre-RoPE keys, or values
-  Matrix gradients;  ///< [rows, channels]: dL/dx, not squared (squares of small ones would underflow); empty: every weight is 1
+  Matrix gradients;  ///< [rows, channels]: dL/dx, not squared (squares of small ones would underflow); empty:
+                     ///< every weight is 1
 };
 
 struct LayerCapture {
@@ -49,11 +52,14 @@ struct CapturedRows {
   std::int64_t begin = 0, end = 0;
 
   explicit CapturedRows(const CapturedTensor& whole) : tensor(&whole), end(whole.x.rows()) {}
-  CapturedRows(const CapturedTensor& whole, std::int64_t first, std::int64_t last) : tensor(&whole), begin(first), end(last) {}
+  CapturedRows(const CapturedTensor& whole, std::int64_t first, std::int64_t last)
+      : tensor(&whole), begin(first), end(last) {}
   [[nodiscard]] std::int64_t rows() const { return end - begin; }
   [[nodiscard]] std::int64_t channels() const { return tensor->x.columns(); }
   [[nodiscard]] std::span<const float> x(std::int64_t row) const { return tensor->x.row(begin + row); }
-  [[nodiscard]] std::span<const float> gradients(std::int64_t row) const { return tensor->gradients.row(begin + row); }
+  [[nodiscard]] std::span<const float> gradients(std::int64_t row) const {
+    return tensor->gradients.row(begin + row);
+  }
   [[nodiscard]] bool has_gradients() const { return !tensor->gradients.empty(); }
 };
 

@@ -23,7 +23,8 @@ struct ChunkCensus {
 
 }  // namespace
 
-FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting, int threads)
+FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting,
+                     int threads)
     : rows_(rows),
       thresholds_(thresholds),
       groups_(groups),
@@ -33,14 +34,15 @@ FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int
   for (std::size_t i = 0; i < normalisers_.size(); ++i) {
     normalisers_[i] = normaliser(thresholds.lower[i], thresholds.upper[i]);
   }
-  const auto census = base::blocked_sum<ChunkCensus>(num_chunks(), 1, threads, [&](std::int64_t chunk, std::int64_t) {
-    ChunkCensus count;
-    visit(chunk, [&](float, double weight) {
-      ++count.inliers;
-      count.largest_weight = std::max(count.largest_weight, weight);
-    });
-    return count;
-  });
+  const auto census =
+      base::blocked_sum<ChunkCensus>(num_chunks(), 1, threads, [&](std::int64_t chunk, std::int64_t) {
+        ChunkCensus count;
+        visit(chunk, [&](float, double weight) {
+          ++count.inliers;
+          count.largest_weight = std::max(count.largest_weight, weight);
+        });
+        return count;
+      });
   inliers_ = census.inliers;
   largest_weight_ = census.largest_weight;
   if (largest_weight_ > 0) weight_exponent_ = std::ilogb(largest_weight_);

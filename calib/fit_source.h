@@ -1,4 +1,5 @@
-// calib/fit_source.h: a captured tensor as the solver wants it: normalised inliers and their weights, a chunk of rows at a time.
+// calib/fit_source.h: a captured tensor as the solver wants it: normalised inliers and their weights, a chunk
+// of rows at a time.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +18,15 @@ enum class Weighting {
   kUnit,   ///< 1: where all weights of a fit are zero
 };
 
-/// The points x' = (x - zero) / range and weights of all inliers: lower <= x <= upper and range > 0. No copy of the tensor is made;
-/// each load() computes a chunk anew. Weights are scaled by 2^-weight_exponent() against underflow in float.
+/// The points x' = (x - zero) / range and weights of all inliers: lower <= x <= upper and range > 0. No copy
+/// of the tensor is made; each load() computes a chunk anew. Weights are scaled by 2^-weight_exponent()
+/// against underflow in float.
 class FitSource final : public kmeans::PointSource {
  public:
-  /// thresholds: one pair per channel (groups = 0), or per row and group. The rows and the thresholds outlive this object.
-  FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting, int threads);
+  /// thresholds: one pair per channel (groups = 0), or per row and group. The rows and the thresholds outlive
+  /// this object.
+  FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting,
+            int threads);
 
   [[nodiscard]] std::int64_t num_chunks() const override;
   void load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const override;

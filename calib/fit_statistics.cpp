@@ -50,7 +50,8 @@ struct MomentSet {
 /// The midpoints between neighbouring centroids, in float as the quantiser compares with.
 std::vector<float> midpoints(std::span<const float> centroids) {
   std::vector<float> result;
-  for (std::size_t i = 1; i < centroids.size(); ++i) result.push_back((centroids[i - 1] + centroids[i]) * 0.5F);
+  for (std::size_t i = 1; i < centroids.size(); ++i)
+    result.push_back((centroids[i - 1] + centroids[i]) * 0.5F);
   return result;
 }
 
@@ -73,19 +74,22 @@ Chunk load_chunk(const kmeans::PointSource& source, std::int64_t index) {
 
 }  // namespace
 
-std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<std::vector<float>>& centroids, int threads) {
-  const auto sum = base::blocked_sum<MomentSet>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
-    const Chunk chunk = load_chunk(source, index);
-    MomentSet set;
-    set.parts.push_back(moments_of(chunk.points));
-    std::vector<float> quantised(chunk.points.size());
-    for (const std::vector<float>& table : centroids) {
-      const std::vector<float> middle = midpoints(table);
-      for (std::size_t i = 0; i < quantised.size(); ++i) quantised[i] = table[nearest(middle, chunk.points[i])];
-      set.parts.push_back(moments_of(quantised));
-    }
-    return set;
-  });
+std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<std::vector<float>>& centroids,
+                         int threads) {
+  const auto sum =
+      base::blocked_sum<MomentSet>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
+        const Chunk chunk = load_chunk(source, index);
+        MomentSet set;
+        set.parts.push_back(moments_of(chunk.points));
+        std::vector<float> quantised(chunk.points.size());
+        for (const std::vector<float>& table : centroids) {
+          const std::vector<float> middle = midpoints(table);
+          for (std::size_t i = 0; i < quantised.size(); ++i)
+            quantised[i] = table[nearest(middle, chunk.points[i])];
+          set.parts.push_back(moments_of(quantised));
+        }
+        return set;
+      });
   std::vector<QNorm> norms(centroids.size());
   for (std::size_t i = 0; i < norms.size(); ++i) {
     const Moments& exact = sum.parts[0];
@@ -113,7 +117,8 @@ double objective_of(const kmeans::PointSource& source, std::span<const float> ce
 
 namespace {
 
-// The mean over channels of how far both thresholds of the halves lie apart, in units of the whole sample's range.
+// The mean over channels of how far both thresholds of the halves lie apart, in units of the whole sample's
+// range.
 double threshold_shift(const Thresholds& whole, const Thresholds& first, const Thresholds& second) {
   double sum = 0;
   double counted = 0;
@@ -160,7 +165,8 @@ formats::SampleAgreement compare_halves(const CapturedTensor& tensor, bool per_c
                        : row_thresholds(part, groups, fraction, options.threads)[0];
   };
   const Thresholds halves[2] = {thresholds_of(parts[0]), thresholds_of(parts[1])};
-  if (per_channel) agreement.threshold_shift = threshold_shift(thresholds_of(CapturedRows(tensor)), halves[0], halves[1]);
+  if (per_channel)
+    agreement.threshold_shift = threshold_shift(thresholds_of(CapturedRows(tensor)), halves[0], halves[1]);
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
   const int used_groups = per_channel ? 0 : groups;
   const FitSource first(parts[0], halves[0], used_groups, weighting, options.threads);

@@ -28,11 +28,13 @@ std::vector<float> fisher_channel(const CapturedTensor& tensor, int threads) {
   if (tensor.gradients.empty()) return sums;
   base::parallel_for((channels + kChannelsAtOnce - 1) / kChannelsAtOnce, threads, [&](std::int64_t block) {
     const auto first = static_cast<std::size_t>(block * kChannelsAtOnce);
-    const auto width = static_cast<std::size_t>(std::min(kChannelsAtOnce, channels - block * kChannelsAtOnce));
+    const auto width =
+        static_cast<std::size_t>(std::min(kChannelsAtOnce, channels - block * kChannelsAtOnce));
     std::vector<double> totals(width);
     for (std::int64_t r = 0; r < tensor.x.rows(); ++r) {
       const auto row = tensor.gradients.row(r).subspan(first, width);
-      for (std::size_t c = 0; c < width; ++c) totals[c] += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+      for (std::size_t c = 0; c < width; ++c)
+        totals[c] += static_cast<double>(row[c]) * static_cast<double>(row[c]);
     }
     for (std::size_t c = 0; c < width; ++c) sums[first + c] = static_cast<float>(totals[c]);
   });
@@ -46,9 +48,9 @@ void check_half_range(const Thresholds& thresholds, const TensorName& name, bool
       return (base::float_to_half(static_cast<float>(value)) & 0x7fffU) == 0x7c00U;
     };
     if (!overflows(normal.zero) && !overflows(normal.range)) continue;
-    throw base::InvalidInput(base::concat(name.text(), ", ", per_channel ? "channel " : "token ", i, ": thresholds ",
-                                          thresholds.lower[i], " and ", thresholds.upper[i],
-                                          " give a scale or zero beyond fp16 (65504), in which they are stored"));
+    throw base::InvalidInput(base::concat(
+        name.text(), ", ", per_channel ? "channel " : "token ", i, ": thresholds ", thresholds.lower[i],
+        " and ", thresholds.upper[i], " give a scale or zero beyond fp16 (65504), in which they are stored"));
   }
 }
 
@@ -63,14 +65,15 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
 }
 
 // All bits of one outlier fraction.
-std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thresholds& thresholds, int groups,
-                                             double fraction, const TensorName& name, const FitOptions& options,
-                                             std::vector<std::string>& warnings) {
+std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thresholds& thresholds,
+                                             int groups, double fraction, const TensorName& name,
+                                             const FitOptions& options, std::vector<std::string>& warnings) {
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
   auto source = std::make_unique<FitSource>(rows, thresholds, groups, weighting, options.threads);
   if (source->inliers() == 0) {
-    throw base::InvalidInput(base::concat(name.text(), ", outlier fraction ", fraction,
-                                          ": nothing to fit; every channel is constant. Is the checkpoint a trained model?"));
+    throw base::InvalidInput(
+        base::concat(name.text(), ", outlier fraction ", fraction,
+                     ": nothing to fit; every channel is constant. Is the checkpoint a trained model?"));
   }
   std::string weights_name = rows.has_gradients() ? "fisher" : "none";
   if (source->weightless()) {
@@ -102,14 +105,15 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thr
   return datatypes;
 }
 
-formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const TensorName& name, bool per_channel, int groups,
-                                   const FitOptions& options, std::vector<std::string>& warnings) {
+formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const TensorName& name, bool per_channel,
+                                   int groups, const FitOptions& options,
+                                   std::vector<std::string>& warnings) {
   const CapturedRows rows(tensor);
   formats::TensorCodebook codebook;
   codebook.fisher_channel = fisher_channel(tensor, options.threads);
-  const std::vector<Thresholds> thresholds = per_channel
-                                                 ? channel_thresholds(rows, options.outliers, options.threads)
-                                                 : row_thresholds(rows, groups, options.outliers, options.threads);
+  const std::vector<Thresholds> thresholds =
+      per_channel ? channel_thresholds(rows, options.outliers, options.threads)
+                  : row_thresholds(rows, groups, options.outliers, options.threads);
   for (std::size_t f = 0; f < options.outliers.size(); ++f) {
     check_half_range(thresholds[f], name, per_channel);
     formats::OutlierSet set;
@@ -138,7 +142,8 @@ LayerFit fit_layer(const LayerCapture& capture, const LayerGeometry& geometry, c
   fit.codebook.window = geometry.window;
   const int value_groups = options.value_per_head ? geometry.kv_heads : 1;
   fit.codebook.key = fit_tensor(capture.keys, {capture.layer, "key"}, true, 0, options, fit.warnings);
-  fit.codebook.value = fit_tensor(capture.values, {capture.layer, "value"}, false, value_groups, options, fit.warnings);
+  fit.codebook.value =
+      fit_tensor(capture.values, {capture.layer, "value"}, false, value_groups, options, fit.warnings);
   return fit;
 }
 

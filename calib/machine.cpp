@@ -60,8 +60,11 @@ std::int64_t free_disk_bytes(const std::filesystem::path& path) {
   std::filesystem::path folder = std::filesystem::absolute(path, error);
   while (!std::filesystem::exists(folder, error) && folder.has_relative_path()) folder = folder.parent_path();
   const auto space = std::filesystem::space(folder, error);
-  if (error) throw base::SystemError(base::concat("cannot ask for the free space at ", folder.string(), ": ", error.message()));
-  return static_cast<std::int64_t>(std::min<std::uintmax_t>(space.available, std::numeric_limits<std::int64_t>::max()));
+  if (error)
+    throw base::SystemError(
+        base::concat("cannot ask for the free space at ", folder.string(), ": ", error.message()));
+  return static_cast<std::int64_t>(
+      std::min<std::uintmax_t>(space.available, std::numeric_limits<std::int64_t>::max()));
 }
 
 std::int64_t resident_bytes() {

@@ -15,7 +15,8 @@ namespace {
 
 std::string known_names() {
   std::string names;
-  for (const Architecture& architecture : architectures()) names += (names.empty() ? "" : ", ") + architecture.name;
+  for (const Architecture& architecture : architectures())
+    names += (names.empty() ? "" : ", ") + architecture.name;
   return names;
 }
 
@@ -44,7 +45,8 @@ const Architecture& find_architecture(const ConfigReader& config) {
 
 void refuse_quantised(const ConfigReader& config) {
   if (config.is_null("quantization_config") && config.is_null("compression_config")) return;
-  const std::string key = config.is_null("quantization_config") ? "compression_config" : "quantization_config";
+  const std::string key =
+      config.is_null("quantization_config") ? "compression_config" : "quantization_config";
   const auto& quantised = config.object().at(key);
   std::string method = "unknown";
   if (quantised.is_object() && quantised.contains("quant_method") && quantised["quant_method"].is_string()) {
@@ -52,7 +54,8 @@ void refuse_quantised(const ConfigReader& config) {
   }
   throw base::InvalidInput(base::concat(
       config.file().string(), ": the weights are quantised (", key, ", method '", method,
-      "'); calibrate the original F16 or BF16 checkpoint, whose codebook serves the quantised one too, or convert this one: "
+      "'); calibrate the original F16 or BF16 checkpoint, whose codebook serves the quantised one too, or "
+      "convert this one: "
       "AutoModelForCausalLM.from_pretrained(DIR).dequantize() and save_pretrained() of transformers"));
 }
 
@@ -70,7 +73,8 @@ const std::vector<Architecture>& architectures() {
 ModelConfig read_model_config(const std::filesystem::path& folder) {
   const std::filesystem::path file = folder / "config.json";
   if (!std::filesystem::exists(file)) {
-    throw base::InvalidInput(base::concat(folder.string(), ": no config.json; --model takes a folder of the Hugging Face form"));
+    throw base::InvalidInput(
+        base::concat(folder.string(), ": no config.json; --model takes a folder of the Hugging Face form"));
   }
   nlohmann::json json;
   try {

@@ -1,4 +1,5 @@
-// calib/model.h: a language model as the engine sees it: embedding, a stack of blocks that load one at a time, a head.
+// calib/model.h: a language model as the engine sees it: embedding, a stack of blocks that load one at a
+// time, a head.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -45,17 +46,19 @@ struct Architecture {
   std::string name;        ///< as in config.json's "architectures"
   std::string model_type;  ///< as in config.json's "model_type", for files that lack the former
   ModelConfig (*read_config)(const ConfigReader& config);
-  std::unique_ptr<Model> (*make_model)(const ModelConfig& config, std::shared_ptr<const WeightLoader> weights);
+  std::unique_ptr<Model> (*make_model)(const ModelConfig& config,
+                                       std::shared_ptr<const WeightLoader> weights);
 };
 
 /// All known, in the order of their names.
 [[nodiscard]] const std::vector<Architecture>& architectures();
 
-/// Reads config.json of a folder. Throws InvalidInput: no config.json; an architecture that is not known (with the list of
-/// those that are); a checkpoint whose weights are quantised (with the way to convert it).
+/// Reads config.json of a folder. Throws InvalidInput: no config.json; an architecture that is not known
+/// (with the list of those that are); a checkpoint whose weights are quantised (with the way to convert it).
 [[nodiscard]] ModelConfig read_model_config(const std::filesystem::path& folder);
 
 /// The model of a folder whose arithmetic is in `dtype` (at::kFloat or at::kBFloat16).
-[[nodiscard]] std::unique_ptr<Model> load_model(const ModelConfig& config, std::shared_ptr<const WeightLoader> weights);
+[[nodiscard]] std::unique_ptr<Model> load_model(const ModelConfig& config,
+                                                std::shared_ptr<const WeightLoader> weights);
 
 }  // namespace kvcal::calib

@@ -16,7 +16,8 @@ namespace {
 json rope_fields(const RopeConfig& rope) {
   json fields = {{"type", rope.type}, {"theta", rope.theta}};
   if (rope.type != "default") fields["factor"] = rope.factor;
-  if (rope.type == "dynamic" || rope.type == "llama3") fields["original_max_positions"] = rope.original_max_positions;
+  if (rope.type == "dynamic" || rope.type == "llama3")
+    fields["original_max_positions"] = rope.original_max_positions;
   if (rope.type == "llama3") {
     fields["low_freq_factor"] = rope.low_freq_factor;
     fields["high_freq_factor"] = rope.high_freq_factor;
@@ -49,7 +50,8 @@ std::string ModelConfig::sha256() const {
   return base::sha256_hex(fields.dump());
 }
 
-ConfigReader::ConfigReader(const json& object, std::filesystem::path file) : object_(object), file_(std::move(file)) {
+ConfigReader::ConfigReader(const json& object, std::filesystem::path file)
+    : object_(object), file_(std::move(file)) {
   if (!object_.is_object()) throw base::InvalidInput(base::concat(file_.string(), ": not a JSON object"));
 }
 
@@ -66,7 +68,8 @@ void ConfigReader::fail(const std::string& key, const std::string& reason) const
   throw base::InvalidInput(base::concat(file_.string(), ": '", key, "' is ", value, "; ", reason));
 }
 
-std::int64_t ConfigReader::integer(const std::string& key, std::int64_t minimum, std::int64_t fallback) const {
+std::int64_t ConfigReader::integer(const std::string& key, std::int64_t minimum,
+                                   std::int64_t fallback) const {
   constexpr std::int64_t kLimit = std::int64_t{1} << 31;
   if (is_null(key)) {
     if (fallback < 0) fail(key, "expected an integer");
@@ -120,7 +123,8 @@ RopeConfig read_rope_config(const ConfigReader& config, std::int64_t max_positio
   }
   if (rope.type == "default") return rope;
   if (rope.type != "linear" && rope.type != "dynamic" && rope.type != "llama3") {
-    config.fail(key, "the kinds known are default, linear, dynamic and llama3; '" + rope.type + "' is not among them");
+    config.fail(key, "the kinds known are default, linear, dynamic and llama3; '" + rope.type +
+                         "' is not among them");
   }
   rope.factor = fields.positive("factor");
   if (rope.type == "dynamic") {
@@ -131,7 +135,8 @@ RopeConfig read_rope_config(const ConfigReader& config, std::int64_t max_positio
     rope.high_freq_factor = fields.positive("high_freq_factor");
     rope.original_max_positions = fields.integer("original_max_position_embeddings", 1);
     if (rope.high_freq_factor <= rope.low_freq_factor) {
-      fields.fail("high_freq_factor", base::concat("expected more than low_freq_factor, ", rope.low_freq_factor));
+      fields.fail("high_freq_factor",
+                  base::concat("expected more than low_freq_factor, ", rope.low_freq_factor));
     }
   }
   return rope;

@@ -19,14 +19,16 @@ std::string environment(const char* name) {
 fs::path hub_cache() {
   if (const std::string cache = environment("HF_HUB_CACHE"); !cache.empty()) return cache;
   if (const std::string home = environment("HF_HOME"); !home.empty()) return fs::path(home) / "hub";
-  if (const std::string cache = environment("XDG_CACHE_HOME"); !cache.empty()) return fs::path(cache) / "huggingface/hub";
+  if (const std::string cache = environment("XDG_CACHE_HOME"); !cache.empty())
+    return fs::path(cache) / "huggingface/hub";
   return fs::path(environment("HOME")) / ".cache/huggingface/hub";
 }
 
 bool is_hub_name(const std::string& model) {
   const auto slash = model.find('/');
-  return slash != std::string::npos && slash > 0 && slash + 1 < model.size() && model.find('/', slash + 1) == std::string::npos &&
-         model.front() != '.' && model.front() != '/' && model.front() != '~';
+  return slash != std::string::npos && slash > 0 && slash + 1 < model.size() &&
+         model.find('/', slash + 1) == std::string::npos && model.front() != '.' && model.front() != '/' &&
+         model.front() != '~';
 }
 
 // The snapshot that refs/main names; else the only one there is.
@@ -36,7 +38,8 @@ std::optional<fs::path> cached_snapshot(const std::string& model) {
   std::error_code ignored;
   if (fs::exists(entry / "refs/main", ignored)) {
     std::string revision = base::read_text_file(entry / "refs/main");
-    while (!revision.empty() && std::isspace(static_cast<unsigned char>(revision.back())) != 0) revision.pop_back();
+    while (!revision.empty() && std::isspace(static_cast<unsigned char>(revision.back())) != 0)
+      revision.pop_back();
     const fs::path snapshot = entry / "snapshots" / revision;
     if (!revision.empty() && fs::is_directory(snapshot, ignored)) return snapshot;
   }
@@ -52,11 +55,15 @@ void refuse_file(const fs::path& file) {
   const std::string extension = file.extension().string();
   std::string remedy = "expected a folder with config.json and *.safetensors";
   if (extension == ".gguf") {
-    remedy = "GGUF weights are quantised for llama.cpp; name the folder of the original checkpoint (safetensors), or convert it: "
-             "AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE).save_pretrained(OUT) of transformers";
+    remedy =
+        "GGUF weights are quantised for llama.cpp; name the folder of the original checkpoint (safetensors), "
+        "or convert it: "
+        "AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE).save_pretrained(OUT) of transformers";
   } else if (extension == ".bin" || extension == ".pth" || extension == ".pt") {
-    remedy = "pickled weights are not read; convert the folder: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT) "
-             "of transformers writes safetensors";
+    remedy =
+        "pickled weights are not read; convert the folder: "
+        "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT) "
+        "of transformers writes safetensors";
   } else if (extension == ".safetensors") {
     remedy = "name the folder that holds it, beside its config.json";
   }
@@ -70,7 +77,8 @@ void refuse_foreign_folder(const fs::path& folder) {
     if (item.path().extension() == ".gguf") refuse_file(item.path());
     if (name.starts_with("consolidated.") && item.path().extension() == ".pth") {
       throw base::InvalidInput(base::concat(
-          folder.string(), " holds ", name, ", Meta's own form; convert it with transformers' "
+          folder.string(), " holds ", name,
+          ", Meta's own form; convert it with transformers' "
           "models/llama/convert_llama_weights_to_hf.py, or download the repository's Hugging Face form"));
     }
   }
@@ -92,7 +100,8 @@ ModelFolder find_model_folder(const std::string& model) {
   }
   if (is_hub_name(model)) {
     if (const auto snapshot = cached_snapshot(model)) return {*snapshot, model};
-    throw base::InvalidInput(base::concat("--model ", model, " is neither a folder nor in the Hugging Face cache at ",
+    throw base::InvalidInput(base::concat("--model ", model,
+                                          " is neither a folder nor in the Hugging Face cache at ",
                                           hub_cache().string(), "; download it first: hf download ", model));
   }
   throw base::InvalidInput(base::concat("--model ", model, ": no such folder"));

@@ -12,8 +12,8 @@ struct ModelFolder {
 };
 
 /// model: a folder, or a name ("org/model") in the local Hugging Face cache (HF_HUB_CACHE, HF_HOME/hub or
-/// ~/.cache/huggingface/hub). Throws InvalidInput: neither (with the command that downloads it); a GGUF, .bin or .pth file or a
-/// folder of such (with the conversion that helps).
+/// ~/.cache/huggingface/hub). Throws InvalidInput: neither (with the command that downloads it); a GGUF, .bin
+/// or .pth file or a folder of such (with the conversion that helps).
 [[nodiscard]] ModelFolder find_model_folder(const std::string& model);
 
 }  // namespace kvcal::calib

@@ -15,7 +15,8 @@ namespace {
 
 std::vector<std::int64_t> sample_lengths(const TokenWindows& windows) {
   std::vector<std::int64_t> lengths;
-  for (std::int64_t i = 0; i < windows.samples; ++i) lengths.push_back(static_cast<std::int64_t>(windows.sample(i).size()));
+  for (std::int64_t i = 0; i < windows.samples; ++i)
+    lengths.push_back(static_cast<std::int64_t>(windows.sample(i).size()));
   return lengths;
 }
 
@@ -32,7 +33,8 @@ void append_rows(Matrix& matrix, std::int64_t row, const at::Tensor& x, std::int
 
 }  // namespace
 
-Passes::Passes(const CalibrationJob& job, const WorkFolder& folder, base::Progress& progress, std::int64_t cache_bytes)
+Passes::Passes(const CalibrationJob& job, const WorkFolder& folder, base::Progress& progress,
+               std::int64_t cache_bytes)
     : job_(job),
       folder_(folder),
       progress_(progress),
@@ -49,7 +51,8 @@ void Passes::check_finite(const at::Tensor& x, int layer, std::int64_t sample, c
   const std::string place = layer < layers_ ? base::concat("layer ", layer) : std::string("the head");
   throw base::InvalidInput(base::concat(
       job_.folder.path.string(), ": ", place, ", sample ", sample, ": ", what, " hold NaN or infinity",
-      job_.options.dtype == "bfloat16" ? "; try --dtype float32" : "; the checkpoint is damaged or the text is not its kind"));
+      job_.options.dtype == "bfloat16" ? "; try --dtype float32"
+                                       : "; the checkpoint is damaged or the text is not its kind"));
 }
 
 bool Passes::forward_done() const {
@@ -135,7 +138,8 @@ LayerCapture Passes::backward_layer(int layer) {
   }
   LayerCapture capture;
   capture.layer = layer;
-  for (auto [tensor, dim] : {std::pair{&capture.keys, geometry.key_dim}, std::pair{&capture.values, geometry.value_dim}}) {
+  for (auto [tensor, dim] :
+       {std::pair{&capture.keys, geometry.key_dim}, std::pair{&capture.values, geometry.value_dim}}) {
     tensor->x = Matrix(rows, std::int64_t{geometry.kv_heads} * dim);
     if (with_gradients()) tensor->gradients = Matrix(rows, std::int64_t{geometry.kv_heads} * dim);
   }

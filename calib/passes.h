@@ -1,4 +1,5 @@
-// calib/passes.h: the two passes over the layers, one layer in memory, going on from what the work folder holds.
+// calib/passes.h: the two passes over the layers, one layer in memory, going on from what the work folder
+// holds.
 #pragma once
 
 #include <functional>
@@ -11,14 +12,16 @@
 
 namespace kvcal::calib {
 
-/// The passes of one job. Everything they leave lies in the work folder; a pass that is done already is not done again.
+/// The passes of one job. Everything they leave lies in the work folder; a pass that is done already is not
+/// done again.
 class Passes {
  public:
   /// cache_bytes: memory for activations. The job, folder and progress outlive this object.
-  Passes(const CalibrationJob& job, const WorkFolder& folder, base::Progress& progress, std::int64_t cache_bytes);
+  Passes(const CalibrationJob& job, const WorkFolder& folder, base::Progress& progress,
+         std::int64_t cache_bytes);
 
-  /// Pushes every sample through every layer and keeps each layer's input. Throws InvalidInput naming layer and sample where an
-  /// activation is not finite.
+  /// Pushes every sample through every layer and keeps each layer's input. Throws InvalidInput naming layer
+  /// and sample where an activation is not finite.
   void forward();
   /// Each sample's loss at the head, and the gradient there. Returns their mean.
   double head();

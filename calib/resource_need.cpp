@@ -1,4 +1,5 @@
-// The memory and time model of docs/memory.md: what a calibration takes, from the model's shape and the options alone.
+// The memory and time model of docs/memory.md: what a calibration takes, from the model's shape and the
+// options alone.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -13,13 +14,13 @@ namespace {
 
 // The program, libtorch and its thread pools, before any model.
 constexpr std::int64_t kProgramBytes = std::int64_t{400} << 20;
-// Positions whose logits exist together (fisher::head_loss), and how many copies of them in float32: logits, log-softmax and the
-// gradients of both.
+// Positions whose logits exist together (fisher::head_loss), and how many copies of them in float32: logits,
+// log-softmax and the gradients of both.
 constexpr std::int64_t kHeadRows = 512;
 constexpr std::int64_t kHeadCopies = 4;
-// Copies of each activation that one block's graph holds at its peak, counted on calib/models/llama.cpp: of the hidden state (input,
-// both norms and their wide forms, both sums, and gradients), of queries, keys and values (before and after rotation, wide and
-// expanded), of the MLP's inner state.
+// Copies of each activation that one block's graph holds at its peak, counted on calib/models/llama.cpp: of
+// the hidden state (input, both norms and their wide forms, both sums, and gradients), of queries, keys and
+// values (before and after rotation, wide and expanded), of the MLP's inner state.
 constexpr std::int64_t kHiddenCopies = 14;
 constexpr std::int64_t kAttentionCopies = 10;
 constexpr std::int64_t kInnerCopies = 6;
@@ -40,7 +41,8 @@ LayerSizes layer_sizes(const ModelConfig& config) {
   return sizes;
 }
 
-// Floating-point operations a second in a float32 or bfloat16 product, measured on this machine in a few milliseconds.
+// Floating-point operations a second in a float32 or bfloat16 product, measured on this machine in a few
+// milliseconds.
 double measure_rate(at::ScalarType dtype) {
   constexpr std::int64_t kSize = 768;
   const at::Tensor a = at::ones({kSize, kSize}, dtype);
@@ -54,15 +56,17 @@ double measure_rate(at::ScalarType dtype) {
   return best;
 }
 
-// Model arithmetic: forward, recomputation and input gradients, 2 operations per parameter and token each, causal attention, the
-// head both ways; and the fits at the rate of a few passes over the captures.
+// Model arithmetic: forward, recomputation and input gradients, 2 operations per parameter and token each,
+// causal attention, the head both ways; and the fits at the rate of a few passes over the captures.
 double estimate_seconds(const CalibrationJob& job, const LayerSizes& sizes, double rate) {
   const auto tokens = static_cast<double>(job.windows.tokens());
   const double passes = job.options.sensitivity == "fisher" ? 3 : 2;
-  const double attention = 2.0 * static_cast<double>(job.windows.seqlen) * job.config.num_attention_heads * job.config.head_dim;
+  const double attention =
+      2.0 * static_cast<double>(job.windows.seqlen) * job.config.num_attention_heads * job.config.head_dim;
   const double layers = job.config.num_layers;
-  const double operations = passes * tokens * layers * (2.0 * static_cast<double>(sizes.layer_parameters) + attention) +
-                            4.0 * tokens * static_cast<double>(sizes.head_parameters);
+  const double operations =
+      passes * tokens * layers * (2.0 * static_cast<double>(sizes.layer_parameters) + attention) +
+      4.0 * tokens * static_cast<double>(sizes.head_parameters);
   constexpr double kFitSecondsPerValue = 120e-9;  // for each outlier fraction, on one thread
   const double fits = layers * tokens * static_cast<double>(sizes.kv_channels) *
                       static_cast<double>(job.options.outliers.size()) * kFitSecondsPerValue / job.threads;
@@ -94,9 +98,10 @@ ResourceNeed estimate_need(const CalibrationJob& job) {
   ResourceNeed need;
   need.base_bytes = kProgramBytes;
   need.weights_bytes = std::max(sizes.layer_parameters, sizes.head_parameters) * element;
-  const std::int64_t block = seqlen * 4 *
-                             (config.hidden_size * kHiddenCopies + (query + sizes.kv_channels) * kAttentionCopies +
-                              config.intermediate_size * kInnerCopies);
+  const std::int64_t block =
+      seqlen * 4 *
+      (config.hidden_size * kHiddenCopies + (query + sizes.kv_channels) * kAttentionCopies +
+       config.intermediate_size * kInnerCopies);
   const std::int64_t head = std::min(seqlen, kHeadRows) * config.vocab_size * 4 * kHeadCopies;
   need.working_bytes = std::max(block, head);
   const std::int64_t capture = tokens * sizes.kv_channels * 4 * (gradients ? 2 : 1);
@@ -121,15 +126,16 @@ std::int64_t check_need(const ResourceNeed& need, const CalibrationJob& job) {
   const auto mib = [](std::int64_t bytes) { return base::concat((bytes + (1 << 20) - 1) >> 20, " MiB"); };
   if (need.memory_bytes > need.memory_limit_bytes) {
     throw base::SystemError(base::concat(
-        "this run needs ", mib(need.memory_bytes), " of memory (weights of a layer ", mib(need.weights_bytes), ", one sample ",
-        mib(need.working_bytes), ", captured keys and values ", mib(need.capture_bytes), ", fit ", mib(need.fit_bytes),
-        ") and may use ", mib(need.memory_limit_bytes), job.options.memory_bytes ? " (--memory)" : " (80 % of what is free)",
+        "this run needs ", mib(need.memory_bytes), " of memory (weights of a layer ", mib(need.weights_bytes),
+        ", one sample ", mib(need.working_bytes), ", captured keys and values ", mib(need.capture_bytes),
+        ", fit ", mib(need.fit_bytes), ") and may use ", mib(need.memory_limit_bytes),
+        job.options.memory_bytes ? " (--memory)" : " (80 % of what is free)",
         "; lower --samples or --seqlen, or give it more"));
   }
   if (need.disk_bytes > need.disk_free_bytes) {
-    throw base::SystemError(base::concat("the work folder ", job.options.work.string(), " needs ", mib(need.disk_bytes),
-                                         " of disk and ", mib(need.disk_free_bytes),
-                                         " are free; free some, or name a folder on another disk with --work"));
+    throw base::SystemError(base::concat(
+        "the work folder ", job.options.work.string(), " needs ", mib(need.disk_bytes), " of disk and ",
+        mib(need.disk_free_bytes), " are free; free some, or name a folder on another disk with --work"));
   }
   return need.memory_limit_bytes - need.memory_bytes;
 }

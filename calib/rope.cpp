@@ -8,7 +8,8 @@
 namespace kvcal::calib {
 namespace {
 
-// llama3: wavelengths beyond original/low_freq_factor are stretched by factor, those below original/high_freq_factor kept.
+// llama3: wavelengths beyond original/low_freq_factor are stretched by factor, those below
+// original/high_freq_factor kept.
 double llama3_frequency(double frequency, const RopeConfig& rope) {
   const double wavelength = 2 * std::numbers::pi / frequency;
   const auto original = static_cast<double>(rope.original_max_positions);
@@ -25,7 +26,8 @@ std::vector<double> inverse_frequencies(const RopeConfig& rope, int head_dim, st
   double theta = rope.theta;
   if (rope.type == "dynamic" && tokens > rope.original_max_positions) {
     const double stretch =
-        rope.factor * static_cast<double>(tokens) / static_cast<double>(rope.original_max_positions) - (rope.factor - 1);
+        rope.factor * static_cast<double>(tokens) / static_cast<double>(rope.original_max_positions) -
+        (rope.factor - 1);
     theta *= std::pow(stretch, static_cast<double>(head_dim) / (head_dim - 2));
   }
   std::vector<double> frequencies(static_cast<std::size_t>(head_dim / 2));

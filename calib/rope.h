@@ -1,4 +1,5 @@
-// calib/rope.h: rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split: channel i turns with i + head_dim/2.
+// calib/rope.h: rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split: channel i turns
+// with i + head_dim/2.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,13 +13,15 @@
 
 namespace kvcal::calib {
 
-/// The angle per position of each of the head_dim/2 pairs, in radians, for a sequence of `tokens` (only `dynamic` depends on
-/// it). linear: divided by factor. dynamic: NTK-aware theta beyond original_max_positions. llama3: the long wavelengths divided
-/// by factor, with a ramp between (as transformers' rope_type of the same names).
-[[nodiscard]] std::vector<double> inverse_frequencies(const RopeConfig& rope, int head_dim, std::int64_t tokens);
+/// The angle per position of each of the head_dim/2 pairs, in radians, for a sequence of `tokens` (only
+/// `dynamic` depends on it). linear: divided by factor. dynamic: NTK-aware theta beyond
+/// original_max_positions. llama3: the long wavelengths divided by factor, with a ramp between (as
+/// transformers' rope_type of the same names).
+[[nodiscard]] std::vector<double> inverse_frequencies(const RopeConfig& rope, int head_dim,
+                                                      std::int64_t tokens);
 
-/// Cosines and sines of positions 0 to tokens - 1, [tokens, head_dim] float32, the second half repeating the first. Angles are
-/// taken in double, so that far positions are as exact as near ones.
+/// Cosines and sines of positions 0 to tokens - 1, [tokens, head_dim] float32, the second half repeating the
+/// first. Angles are taken in double, so that far positions are as exact as near ones.
 struct RotaryTable {
   at::Tensor cosines, sines;
 };

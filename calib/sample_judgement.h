@@ -8,12 +8,14 @@
 
 namespace kvcal::calib {
 
-/// Above these the halves of the sample differ too much. Found by trial: docs/method.md, "Was the sample enough?".
-inline constexpr double kThresholdShiftLimit = 0.10;   ///< mean over a layer's channels, in units of a channel's range
-inline constexpr double kDatatypeExcessLimit = 0.05;   ///< relative objective
+/// Above these the halves of the sample differ too much. Found by trial: docs/method.md, "Was the sample
+/// enough?".
+inline constexpr double kThresholdShiftLimit =
+    0.10;  ///< mean over a layer's channels, in units of a channel's range
+inline constexpr double kDatatypeExcessLimit = 0.05;  ///< relative objective
 
-/// Warnings, each saying how many samples to try; none where the halves agree. Differences between samples fall as one over the
-/// square root of their number, excess costs as one over it.
+/// Warnings, each saying how many samples to try; none where the halves agree. Differences between samples
+/// fall as one over the square root of their number, excess costs as one over it.
 [[nodiscard]] std::vector<std::string> judge_sample(const formats::Codebook& codebook);
 
 }  // namespace kvcal::calib

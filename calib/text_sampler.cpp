@@ -24,7 +24,8 @@ std::string resolve_bos(const std::string& asked, const formats::Tokenizer& toke
   const bool known = tokenizer.bos_id().has_value();
   if (asked == "auto") return tokenizer.adds_bos() && known ? "each" : "none";
   if (asked != "none" && !known) {
-    throw base::WrongUsage(base::concat("--bos ", asked, ": this model's tokenizer names no BOS token; use --bos none"));
+    throw base::WrongUsage(
+        base::concat("--bos ", asked, ": this model's tokenizer names no BOS token; use --bos none"));
   }
   return asked;
 }
@@ -34,8 +35,8 @@ struct Text {
   std::vector<std::int32_t> ids;
 };
 
-Text tokenise(const std::filesystem::path& file, const TextSampling& sampling, const formats::Tokenizer& tokenizer,
-              base::Progress& progress) {
+Text tokenise(const std::filesystem::path& file, const TextSampling& sampling,
+              const formats::Tokenizer& tokenizer, base::Progress& progress) {
   const base::MappedFile mapped(file);
   if (mapped.bytes().empty()) throw base::InvalidInput(base::concat(file.string(), ": the text is empty"));
   Text text;
@@ -49,13 +50,15 @@ Text tokenise(const std::filesystem::path& file, const TextSampling& sampling, c
   return text;
 }
 
-// Where the first window starts: 0, or somewhere in the first window's length as far as the text has tokens to spare.
+// Where the first window starts: 0, or somewhere in the first window's length as far as the text has tokens
+// to spare.
 std::int64_t window_start(const TextSampling& sampling, std::int64_t tokens, std::int64_t share) {
   if (sampling.seed == 0) return 0;
   const std::int64_t spare = tokens - share * sampling.seqlen;
   if (spare <= 0) return 0;
   const std::int64_t range = std::min(spare, sampling.seqlen);
-  return static_cast<std::int64_t>(split_mix(static_cast<std::uint64_t>(sampling.seed)) % static_cast<std::uint64_t>(range));
+  return static_cast<std::int64_t>(split_mix(static_cast<std::uint64_t>(sampling.seed)) %
+                                   static_cast<std::uint64_t>(range));
 }
 
 bool holds_special(std::span<const std::int32_t> ids, const formats::Tokenizer& tokenizer) {
@@ -68,7 +71,8 @@ bool holds_special(std::span<const std::int32_t> ids, const formats::Tokenizer& 
 }  // namespace
 
 std::span<const std::int32_t> TokenWindows::sample(std::int64_t index) const {
-  const std::span row = std::span(ids).subspan(static_cast<std::size_t>(index * seqlen), static_cast<std::size_t>(seqlen));
+  const std::span row =
+      std::span(ids).subspan(static_cast<std::size_t>(index * seqlen), static_cast<std::size_t>(seqlen));
   const auto end = std::find(row.begin(), row.end(), -1);
   return row.first(static_cast<std::size_t>(end - row.begin()));
 }
@@ -82,9 +86,11 @@ std::string TokenWindows::sha256() const {
 }
 
 std::vector<std::vector<std::int32_t>> cut_windows(std::span<const std::int32_t> tokens, std::int64_t seqlen,
-                                                   const std::string& bos, std::int32_t bos_id, std::int64_t start) {
+                                                   const std::string& bos, std::int32_t bos_id,
+                                                   std::int64_t start) {
   std::vector<std::vector<std::int32_t>> windows;
-  auto rest = tokens.subspan(static_cast<std::size_t>(std::min<std::int64_t>(start, static_cast<std::int64_t>(tokens.size()))));
+  auto rest = tokens.subspan(
+      static_cast<std::size_t>(std::min<std::int64_t>(start, static_cast<std::int64_t>(tokens.size()))));
   bool first = true;
   while (!rest.empty()) {
     const bool add = (bos == "each" || (bos == "first" && first && start == 0)) && rest.front() != bos_id;
@@ -101,7 +107,8 @@ std::vector<std::vector<std::int32_t>> cut_windows(std::span<const std::int32_t>
   return windows;
 }
 
-TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer& tokenizer, base::Progress& progress) {
+TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer& tokenizer,
+                          base::Progress& progress) {
   const auto files = static_cast<std::int64_t>(sampling.files.size());
   if (sampling.samples < files) {
     throw base::WrongUsage(base::concat("--samples ", sampling.samples, " is fewer than the ", files,
@@ -123,8 +130,8 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
         cut_windows(text.ids, sampling.seqlen, result.bos, bos_id, window_start(sampling, tokens, share));
     const auto count = static_cast<std::int64_t>(windows.size());
     if (count < share) {
-      throw base::InvalidInput(base::concat(file.string(), ": too short: it gave ", tokens, " tokens, ", count, " windows of ",
-                                            sampling.seqlen, ", and ", share,
+      throw base::InvalidInput(base::concat(file.string(), ": too short: it gave ", tokens, " tokens, ",
+                                            count, " windows of ", sampling.seqlen, ", and ", share,
                                             " are needed; give more text, or lower --samples or --seqlen"));
     }
     for (std::int64_t j = 0; j < share; ++j) {
@@ -139,8 +146,8 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
 
 namespace {
 
-void check_ids(std::span<const std::int64_t> ids, const TokenWindows& windows, const std::filesystem::path& file,
-               std::int64_t vocab_size) {
+void check_ids(std::span<const std::int64_t> ids, const TokenWindows& windows,
+               const std::filesystem::path& file, std::int64_t vocab_size) {
   for (std::int64_t row = 0; row < windows.samples; ++row) {
     bool padded = false;
     for (std::int64_t column = 0; column < windows.seqlen; ++column) {
@@ -164,7 +171,8 @@ void check_ids(std::span<const std::int64_t> ids, const TokenWindows& windows, c
 TokenWindows load_tokens(const std::filesystem::path& file, std::int64_t vocab_size) {
   const formats::NpyFile array(file);
   if (array.shape().size() != 2 || array.shape()[0] < 1 || array.shape()[1] < 1) {
-    throw base::InvalidInput(base::concat(file.string(), ": expected an array [samples, seqlen] of token ids"));
+    throw base::InvalidInput(
+        base::concat(file.string(), ": expected an array [samples, seqlen] of token ids"));
   }
   if (array.dtype() != formats::Dtype::I32 && array.dtype() != formats::Dtype::I64) {
     throw base::InvalidInput(base::concat(file.string(), ": token ids must be int32 or int64, not ",

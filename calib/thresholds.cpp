@@ -32,7 +32,8 @@ std::vector<Thresholds> make_thresholds(std::size_t fractions, std::size_t pairs
 
 double quantile(std::span<float> values, double q) {
   const double position = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::size_t>(std::clamp(std::floor(position), 0.0, static_cast<double>(values.size() - 1)));
+  const auto below =
+      static_cast<std::size_t>(std::clamp(std::floor(position), 0.0, static_cast<double>(values.size() - 1)));
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(below);
   std::nth_element(values.begin(), middle, values.end());
   const double low = *middle;
@@ -42,7 +43,8 @@ double quantile(std::span<float> values, double q) {
   return low + fraction * (high - low);
 }
 
-std::vector<Thresholds> channel_thresholds(const CapturedRows& rows, std::span<const double> fractions, int threads) {
+std::vector<Thresholds> channel_thresholds(const CapturedRows& rows, std::span<const double> fractions,
+                                           int threads) {
   const std::int64_t channels = rows.channels();
   const auto count = static_cast<std::size_t>(rows.rows());
   std::vector<Thresholds> result = make_thresholds(fractions.size(), static_cast<std::size_t>(channels));
@@ -56,16 +58,18 @@ std::vector<Thresholds> channel_thresholds(const CapturedRows& rows, std::span<c
       for (std::size_t c = 0; c < width; ++c) columns[c * count + r] = row[c];
     }
     for (std::size_t c = 0; c < width; ++c) {
-      pair_thresholds(std::span(columns).subspan(c * count, count), fractions, static_cast<std::size_t>(first) + c, result);
+      pair_thresholds(std::span(columns).subspan(c * count, count), fractions,
+                      static_cast<std::size_t>(first) + c, result);
     }
   });
   return result;
 }
 
-std::vector<Thresholds> row_thresholds(const CapturedRows& rows, int groups, std::span<const double> fractions, int threads) {
+std::vector<Thresholds> row_thresholds(const CapturedRows& rows, int groups,
+                                       std::span<const double> fractions, int threads) {
   const auto width = static_cast<std::size_t>(rows.channels() / groups);
-  std::vector<Thresholds> result =
-      make_thresholds(fractions.size(), static_cast<std::size_t>(rows.rows()) * static_cast<std::size_t>(groups));
+  std::vector<Thresholds> result = make_thresholds(
+      fractions.size(), static_cast<std::size_t>(rows.rows()) * static_cast<std::size_t>(groups));
   const std::int64_t blocks = (rows.rows() + kRowsAtOnce - 1) / kRowsAtOnce;
   base::parallel_for(blocks, threads, [&](std::int64_t block) {
     std::vector<float> values(width);

@@ -25,9 +25,9 @@ at::ScalarType scalar_type(const formats::TensorView& tensor) {
     case formats::Dtype::BF16:
       return at::kBFloat16;
     default:
-      throw base::InvalidInput(base::concat(tensor.file.string(), ": tensor ", tensor.name, " is ",
-                                            formats::dtype_name(tensor.dtype),
-                                            "; weights must be F32, F16 or BF16: dequantise the checkpoint first"));
+      throw base::InvalidInput(base::concat(
+          tensor.file.string(), ": tensor ", tensor.name, " is ", formats::dtype_name(tensor.dtype),
+          "; weights must be F32, F16 or BF16: dequantise the checkpoint first"));
   }
 }
 
@@ -46,20 +46,23 @@ at::Tensor view_tensor(const formats::TensorView& tensor) {
 void check_shape(const formats::TensorView& tensor, std::span<const std::int64_t> shape) {
   if (std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) return;
   throw base::InvalidInput(base::concat(tensor.file.string(), ": tensor ", tensor.name, " has shape ",
-                                        shape_text(tensor.shape), ", expected ", shape_text(shape), " by config.json"));
+                                        shape_text(tensor.shape), ", expected ", shape_text(shape),
+                                        " by config.json"));
 }
 
 void check_finite(const formats::TensorView& tensor, const at::Tensor& values) {
   if (values.numel() == 0) return;
   const auto [low, high] = at::aminmax(values);
   if (at::isfinite(at::stack({low, high})).all().item<bool>()) return;
-  throw base::InvalidInput(base::concat(tensor.file.string(), ": tensor ", tensor.name,
-                                        " holds NaN or infinity; the checkpoint is damaged, download it again"));
+  throw base::InvalidInput(
+      base::concat(tensor.file.string(), ": tensor ", tensor.name,
+                   " holds NaN or infinity; the checkpoint is damaged, download it again"));
 }
 
 }  // namespace
 
-WeightLoader::WeightLoader(const std::filesystem::path& folder, at::ScalarType dtype) : checkpoint_(folder), dtype_(dtype) {}
+WeightLoader::WeightLoader(const std::filesystem::path& folder, at::ScalarType dtype)
+    : checkpoint_(folder), dtype_(dtype) {}
 
 at::Tensor WeightLoader::load(const std::string& name, std::initializer_list<std::int64_t> shape) const {
   const formats::TensorView& tensor = checkpoint_.get(name);

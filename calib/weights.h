@@ -17,8 +17,9 @@ class WeightLoader {
   /// folder: a checkpoint; dtype: at::kFloat or at::kBFloat16. Reads and checks the headers only.
   WeightLoader(const std::filesystem::path& folder, at::ScalarType dtype);
 
-  /// The tensor in the compute type: a view of the mapped file where that holds it so, else a copy. Throws InvalidInput naming
-  /// file and tensor where it is missing, of another shape or type than F32, F16, BF16, or holds NaN or infinity.
+  /// The tensor in the compute type: a view of the mapped file where that holds it so, else a copy. Throws
+  /// InvalidInput naming file and tensor where it is missing, of another shape or type than F32, F16, BF16,
+  /// or holds NaN or infinity.
   [[nodiscard]] at::Tensor load(const std::string& name, std::initializer_list<std::int64_t> shape) const;
   /// As load(), for some rows of a matrix [rows, columns]: an embedding's.
   [[nodiscard]] at::Tensor load_rows(const std::string& name, std::int64_t rows, std::int64_t columns,

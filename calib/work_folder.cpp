@@ -22,7 +22,9 @@ std::string numbered(const char* format, int layer) {
 void make_folder(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
-  if (error) throw base::SystemError(base::concat("cannot make the work folder ", path.string(), ": ", error.message()));
+  if (error)
+    throw base::SystemError(
+        base::concat("cannot make the work folder ", path.string(), ": ", error.message()));
 }
 
 }  // namespace
@@ -39,7 +41,8 @@ std::string identity_difference(const std::string& left_json, const std::string&
   for (const std::string& key : keys) {
     if (left.value(key, json()) == right.value(key, json())) continue;
     names += (names.empty() ? "" : ", ") + key;
-    if (left.contains(key) && right.contains(key) && left[key].dump().size() < 40 && right[key].dump().size() < 40) {
+    if (left.contains(key) && right.contains(key) && left[key].dump().size() < 40 &&
+        right[key].dump().size() < 40) {
       names += " (" + left[key].dump() + " there, " + right[key].dump() + " here)";
     }
   }
@@ -58,15 +61,17 @@ void WorkFolder::check_identity(const std::string& identity_json) const {
     for (const auto& item : fs::directory_iterator(path_)) {
       const std::string name = item.path().filename().string();
       if (name == "lock" || name.ends_with(".tmp")) continue;
-      throw base::InvalidInput(base::concat(path_.string(), " holds ", name,
-                                            ", which is not of a kvcal run; name an empty or new folder with --work"));
+      throw base::InvalidInput(
+          base::concat(path_.string(), " holds ", name,
+                       ", which is not of a kvcal run; name an empty or new folder with --work"));
     }
     base::write_file_atomically(file, identity_json);
     return;
   }
   const std::string difference = identity_difference(base::read_text_file(file), identity_json);
   if (difference.empty()) return;
-  throw base::InvalidInput(base::concat("the work folder ", path_.string(), " belongs to another run: ", difference,
+  throw base::InvalidInput(base::concat("the work folder ", path_.string(),
+                                        " belongs to another run: ", difference,
                                         " differ; remove it to start anew, or name another with --work"));
 }
 
@@ -86,7 +91,8 @@ std::optional<std::vector<double>> WorkFolder::losses() const {
   const fs::path file = path_ / "head.json";
   if (!fs::exists(file)) return std::nullopt;
   const json content = json::parse(base::read_text_file(file), nullptr, false);
-  if (!content.is_array()) throw base::InvalidInput(base::concat(file.string(), ": damaged; remove it and run again"));
+  if (!content.is_array())
+    throw base::InvalidInput(base::concat(file.string(), ": damaged; remove it and run again"));
   return content.get<std::vector<double>>();
 }
 
@@ -102,7 +108,8 @@ std::optional<formats::LayerCodebook> WorkFolder::load_layer(int layer) const {
   if (!has_layer(layer)) return std::nullopt;
   try {
     formats::Codebook codebook = formats::read_codebook(layer_file(layer));
-    if (codebook.layers.size() == 1 && codebook.layers[0].index == layer) return std::move(codebook.layers[0]);
+    if (codebook.layers.size() == 1 && codebook.layers[0].index == layer)
+      return std::move(codebook.layers[0]);
   } catch (const base::Error&) {
     // Damaged on disk: made again below.
   }

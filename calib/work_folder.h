@@ -24,9 +24,9 @@ namespace kvcal::calib {
 
 class WorkFolder {
  public:
-  /// Makes the folder or goes on with it. Throws SystemError where it cannot be made or another run holds it; InvalidInput where it
-  /// belongs to another model, other tokens or other options, naming what differs where it can.
-  /// identity_json: what the fingerprint is made of, an object of strings.
+  /// Makes the folder or goes on with it. Throws SystemError where it cannot be made or another run holds it;
+  /// InvalidInput where it belongs to another model, other tokens or other options, naming what differs where
+  /// it can. identity_json: what the fingerprint is made of, an object of strings.
   WorkFolder(const std::filesystem::path& path, const std::string& identity_json);
 
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
@@ -56,7 +56,8 @@ class WorkFolder {
   std::unique_ptr<base::FileLock> lock_;
 };
 
-/// What differs between two identities (JSON objects of strings): their keys, comma-separated; empty where nothing does.
+/// What differs between two identities (JSON objects of strings): their keys, comma-separated; empty where
+/// nothing does.
 [[nodiscard]] std::string identity_difference(const std::string& left_json, const std::string& right_json);
 
 }  // namespace kvcal::calib

@@ -1,4 +1,5 @@
-// fisher/block.h: what a model is to the engine: a stack of differentiable blocks and a head. calib/ implements them.
+// fisher/block.h: what a model is to the engine: a stack of differentiable blocks and a head. calib/
+// implements them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,8 +18,9 @@ struct Taps {
 class Block {
  public:
   virtual ~Block() = default;
-  /// hidden: [tokens, hidden_size], one sample, positions from 0. Returns the same shape. Where `taps` is not null it receives
-  /// the block's keys and values; all other arithmetic goes through them, so that gradients reach them.
+  /// hidden: [tokens, hidden_size], one sample, positions from 0. Returns the same shape. Where `taps` is not
+  /// null it receives the block's keys and values; all other arithmetic goes through them, so that gradients
+  /// reach them.
   [[nodiscard]] virtual at::Tensor forward(const at::Tensor& hidden, Taps* taps) const = 0;
 };
 

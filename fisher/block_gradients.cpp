@@ -15,7 +15,8 @@ BlockGradients block_gradients(const Block& block, const at::Tensor& input, cons
   const at::Tensor leaf = input.detach().requires_grad_(true);
   Taps taps;
   const at::Tensor output = block.forward(leaf, &taps);
-  if (!taps.keys.defined() || !taps.values.defined()) throw base::Error("a block did not report its keys and values");
+  if (!taps.keys.defined() || !taps.values.defined())
+    throw base::Error("a block did not report its keys and values");
 
   torch::autograd::variable_list wanted = {taps.keys, taps.values};
   if (with_input) wanted.push_back(leaf);
@@ -34,7 +35,8 @@ BlockGradients block_taps(const Block& block, const at::Tensor& input) {
   const at::NoGradGuard no_graph;
   Taps taps;
   (void)block.forward(input, &taps);
-  if (!taps.keys.defined() || !taps.values.defined()) throw base::Error("a block did not report its keys and values");
+  if (!taps.keys.defined() || !taps.values.defined())
+    throw base::Error("a block did not report its keys and values");
   BlockGradients result;
   result.keys = taps.keys;
   result.values = taps.values;

@@ -9,12 +9,12 @@
 
 namespace kvcal::fisher {
 
-HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const std::int32_t> tokens, bool with_gradient,
-                   std::int64_t rows_at_once) {
+HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const std::int32_t> tokens,
+                   bool with_gradient, std::int64_t rows_at_once) {
   const std::int64_t targets = static_cast<std::int64_t>(tokens.size()) - 1;
   if (targets < 1 || hidden.size(0) != targets + 1) {
-    throw base::Error(base::concat("a loss needs at least 2 tokens and as many hidden states, not ", tokens.size(), " and ",
-                                   hidden.size(0)));
+    throw base::Error(base::concat("a loss needs at least 2 tokens and as many hidden states, not ",
+                                   tokens.size(), " and ", hidden.size(0)));
   }
   HeadLoss result;
   if (with_gradient) result.hidden_gradient = at::zeros_like(hidden);

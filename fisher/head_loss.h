@@ -1,4 +1,5 @@
-// fisher/head_loss.h: the loss of a sample and its gradient at the last hidden state, the vocabulary in pieces.
+// fisher/head_loss.h: the loss of a sample and its gradient at the last hidden state, the vocabulary in
+// pieces.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +10,15 @@
 namespace kvcal::fisher {
 
 struct HeadLoss {
-  double loss = 0;           ///< mean cross-entropy over the sample's tokens - 1 targets, in nats
-  at::Tensor hidden_gradient; ///< dL/dhidden [tokens, hidden_size]; undefined where it was not asked for
+  double loss = 0;             ///< mean cross-entropy over the sample's tokens - 1 targets, in nats
+  at::Tensor hidden_gradient;  ///< dL/dhidden [tokens, hidden_size]; undefined where it was not asked for
 };
 
-/// hidden: [tokens, hidden_size], the output of the last block; tokens: its token ids, at least 2. Position i predicts token
-/// i + 1; the last position predicts nothing and its gradient is zero. Works on `rows_at_once` positions at a time, so that the
-/// logits of a long sample never exist together.
-[[nodiscard]] HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const std::int32_t> tokens,
-                                 bool with_gradient, std::int64_t rows_at_once = 512);
+/// hidden: [tokens, hidden_size], the output of the last block; tokens: its token ids, at least 2. Position i
+/// predicts token i + 1; the last position predicts nothing and its gradient is zero. Works on `rows_at_once`
+/// positions at a time, so that the logits of a long sample never exist together.
+[[nodiscard]] HeadLoss head_loss(const Head& head, const at::Tensor& hidden,
+                                 std::span<const std::int32_t> tokens, bool with_gradient,
+                                 std::int64_t rows_at_once = 512);
 
 }  // namespace kvcal::fisher

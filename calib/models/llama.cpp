@@ -37,7 +37,8 @@ struct Linear {
   at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
 };
 
-Linear load_linear(const WeightLoader& weights, const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
+Linear load_linear(const WeightLoader& weights, const std::string& name, std::int64_t out, std::int64_t in,
+                   bool bias) {
   Linear linear{weights.load(name + ".weight", {out, in}), {}};
   if (bias) linear.bias = weights.load(name + ".bias", {out});
   return linear;
@@ -49,7 +50,8 @@ std::string layer_prefix(int layer) {
 
 class LlamaBlock : public fisher::Block {
  public:
-  LlamaBlock(const ModelConfig& config, const WeightLoader& weights, int layer, std::shared_ptr<RotaryCache> rotary)
+  LlamaBlock(const ModelConfig& config, const WeightLoader& weights, int layer,
+             std::shared_ptr<RotaryCache> rotary)
       : config_(config), rotary_(std::move(rotary)), activation_(find_activation(config.activation)) {
     const std::string prefix = layer_prefix(layer);
     const std::int64_t hidden = config.hidden_size;
@@ -77,7 +79,8 @@ class LlamaBlock : public fisher::Block {
     const at::Tensor values = value_(x);
     if (taps != nullptr) *taps = {keys, values};
     const RotaryTable table = rotary_->table(x.size(0));
-    const at::Tensor q = rotate(query_(x).unflatten(1, {config_.num_attention_heads, config_.head_dim}), table);
+    const at::Tensor q =
+        rotate(query_(x).unflatten(1, {config_.num_attention_heads, config_.head_dim}), table);
     const at::Tensor k = rotate(keys.unflatten(1, {config_.num_kv_heads, config_.head_dim}), table);
     const at::Tensor v = values.unflatten(1, {config_.num_kv_heads, config_.head_dim});
     return output_(causal_attention(q, k, v, config_.sliding_window));
@@ -115,7 +118,8 @@ class LlamaModel : public Model {
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
 
   [[nodiscard]] LayerGeometry geometry(int /*layer*/) const override {
-    return {config_.num_kv_heads, config_.head_dim, config_.head_dim, config_.rope.to_json(), config_.sliding_window};
+    return {config_.num_kv_heads, config_.head_dim, config_.head_dim, config_.rope.to_json(),
+            config_.sliding_window};
   }
 
   [[nodiscard]] at::Tensor embed(std::span<const std::int32_t> tokens) const override {
@@ -138,8 +142,9 @@ class LlamaModel : public Model {
   [[nodiscard]] std::vector<std::string> tensor_names(int layer) const override {
     if (layer >= config_.num_layers) return {"model.norm.weight", head_name()};
     std::vector<std::string> names;
-    for (const char* name : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-                             "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+    for (const char* name :
+         {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
+          "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
       names.push_back(layer_prefix(layer) + name + ".weight");
     }
     return names;
@@ -151,7 +156,9 @@ class LlamaModel : public Model {
     const std::string own = "model.embed_tokens.weight";
     return config_.tied_embeddings && !weights_->contains(own) ? "lm_head.weight" : own;
   }
-  [[nodiscard]] std::string head_name() const { return config_.tied_embeddings ? embedding_name() : "lm_head.weight"; }
+  [[nodiscard]] std::string head_name() const {
+    return config_.tied_embeddings ? embedding_name() : "lm_head.weight";
+  }
 
   ModelConfig config_;
   std::shared_ptr<const WeightLoader> weights_;
@@ -163,7 +170,8 @@ void check_geometry(const ConfigReader& config, const ModelConfig& model) {
     config.fail("num_key_value_heads",
                 base::concat("expected a divisor of num_attention_heads, ", model.num_attention_heads));
   }
-  if (model.head_dim % 2 != 0 || model.head_dim < 4) config.fail("head_dim", "rotary embedding needs an even number from 4");
+  if (model.head_dim % 2 != 0 || model.head_dim < 4)
+    config.fail("head_dim", "rotary embedding needs an even number from 4");
   if (find_activation(model.activation) == nullptr) {
     config.fail("hidden_act", "the activations known are silu, gelu, gelu_pytorch_tanh, gelu_new and relu");
   }
@@ -181,8 +189,9 @@ ModelConfig read_llama_config(const ConfigReader& config) {
   model.num_kv_heads = static_cast<int>(config.integer("num_key_value_heads", 1, model.num_attention_heads));
   const std::int64_t shared_dim = model.hidden_size / model.num_attention_heads;
   if (config.is_null("head_dim") && shared_dim * model.num_attention_heads != model.hidden_size) {
-    config.fail("hidden_size", base::concat("without a head_dim, expected a multiple of num_attention_heads, ",
-                                            model.num_attention_heads));
+    config.fail("hidden_size",
+                base::concat("without a head_dim, expected a multiple of num_attention_heads, ",
+                             model.num_attention_heads));
   }
   model.head_dim = static_cast<int>(config.integer("head_dim", 1, shared_dim));
   model.vocab_size = config.integer("vocab_size", 1);
@@ -198,7 +207,8 @@ ModelConfig read_llama_config(const ConfigReader& config) {
   return model;
 }
 
-std::unique_ptr<Model> make_llama_model(const ModelConfig& config, std::shared_ptr<const WeightLoader> weights) {
+std::unique_ptr<Model> make_llama_model(const ModelConfig& config,
+                                        std::shared_ptr<const WeightLoader> weights) {
   return std::make_unique<LlamaModel>(config, std::move(weights));
 }
 

@@ -1,4 +1,5 @@
-// calib/models/llama.h: decoders of the Llama shape, on which other families build: RMSNorm, rotary GQA attention, gated MLP.
+// calib/models/llama.h: decoders of the Llama shape, on which other families build: RMSNorm, rotary GQA
+// attention, gated MLP.
 #pragma once
 
 #include <memory>
@@ -11,6 +12,7 @@ namespace kvcal::calib {
 [[nodiscard]] ModelConfig read_llama_config(const ConfigReader& config);
 
 /// A decoder with the tensor names of transformers' LlamaForCausalLM.
-[[nodiscard]] std::unique_ptr<Model> make_llama_model(const ModelConfig& config, std::shared_ptr<const WeightLoader> weights);
+[[nodiscard]] std::unique_ptr<Model> make_llama_model(const ModelConfig& config,
+                                                      std::shared_ptr<const WeightLoader> weights);
 
 }  // namespace kvcal::calib

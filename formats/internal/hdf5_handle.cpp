@@ -19,7 +19,8 @@ herr_t take_first(unsigned /*position*/, const H5E_error2_t* error, void* reason
 }  // namespace
 
 Hdf5Session::Hdf5Session() : lock_(hdf5_mutex()) {
-  // After a damaged file HDF5 cannot close itself at exit, and says so on standard error. We close all that we open.
+  // After a damaged file HDF5 cannot close itself at exit, and says so on standard error. We close all that
+  // we open.
   static const herr_t once = H5dont_atexit();
   static_cast<void>(once);
   H5Eget_auto2(H5E_DEFAULT, &printer_, &printer_data_);

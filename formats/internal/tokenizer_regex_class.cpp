@@ -208,7 +208,7 @@ CharacterClass CharacterClass::of_shorthand(char letter, bool in_brackets) {
 CharacterClass CharacterClass::of_property(std::string_view name, bool posix) {
   const std::string folded = folded_name(name);
   if (folded == "space") return of_shorthand('s');
-  if (folded == "word") return of_shorthand('w', true);
+  if (folded == "word") return of_shorthand('w', posix);
   if (folded == "xdigit") return of_shorthand('h');
   if (folded == "ascii") return of_ranges({{0, 0x7F}});
   if (folded == "blank") return of_categories(category_mask("Zs")).united(of_ranges({{'\t', '\t'}}));

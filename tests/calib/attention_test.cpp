@@ -9,15 +9,18 @@ namespace kvcal::calib {
 namespace {
 
 // The definition, one query head at a time, in double.
-at::Tensor plain_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t window) {
+at::Tensor plain_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           std::int64_t window) {
   const std::int64_t tokens = q.size(0), heads = q.size(1), group = heads / k.size(1);
   at::Tensor out = at::zeros({tokens, heads, v.size(2)}, at::kDouble);
   for (std::int64_t h = 0; h < heads; ++h) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const std::int64_t first = window > 0 ? std::max<std::int64_t>(0, t - window + 1) : 0;
       const auto keys = k.select(1, h / group).slice(0, first, t + 1).to(at::kDouble);
-      const auto scores = at::matmul(keys, q[t][h].to(at::kDouble)) / std::sqrt(static_cast<double>(q.size(2)));
-      out[t][h] = at::matmul(at::softmax(scores, 0), v.select(1, h / group).slice(0, first, t + 1).to(at::kDouble));
+      const auto scores =
+          at::matmul(keys, q[t][h].to(at::kDouble)) / std::sqrt(static_cast<double>(q.size(2)));
+      out[t][h] =
+          at::matmul(at::softmax(scores, 0), v.select(1, h / group).slice(0, first, t + 1).to(at::kDouble));
     }
   }
   return out.reshape({tokens, -1});

@@ -11,7 +11,8 @@
 namespace kvcal::calib {
 namespace {
 
-CapturedTensor random_tensor(std::int64_t rows, std::int64_t channels, unsigned seed, double gradient_scale = 1e-4) {
+CapturedTensor random_tensor(std::int64_t rows, std::int64_t channels, unsigned seed,
+                             double gradient_scale = 1e-4) {
   std::mt19937 generator(seed);
   std::student_t_distribution<double> heavy(4);
   std::lognormal_distribution<double> spread(0, 2);
@@ -101,7 +102,8 @@ TEST(LayerFit, ObjectiveIsThatOfRawWeights) {
       const Normaliser n = normaliser(set.lower[c], set.upper[c]);
       const double x = (capture.keys.x.row(r)[c] - n.zero) / n.range;
       double error = INFINITY;
-      for (const float q : set.datatypes[0].centroids) error = std::min(error, std::abs(x - static_cast<double>(q)));
+      for (const float q : set.datatypes[0].centroids)
+        error = std::min(error, std::abs(x - static_cast<double>(q)));
       sum += std::pow(static_cast<double>(capture.keys.gradients.row(r)[c]) * n.range * error, 2);
     }
   }
@@ -143,7 +145,8 @@ TEST(LayerFit, FisherChannelSumsSquaredGradients) {
   const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
   for (std::size_t c = 0; c < 8; ++c) {
     double sum = 0;
-    for (std::int64_t r = 0; r < 100; ++r) sum += std::pow(static_cast<double>(capture.values.gradients.row(r)[c]), 2);
+    for (std::int64_t r = 0; r < 100; ++r)
+      sum += std::pow(static_cast<double>(capture.values.gradients.row(r)[c]), 2);
     EXPECT_FLOAT_EQ(fit.codebook.value.fisher_channel[c], static_cast<float>(sum));
   }
 }
@@ -189,7 +192,8 @@ TEST(LayerFit, AConstantChannelIsLeftOut) {
 
 TEST(LayerFit, ConstantKeysThroughoutAreRefused) {
   LayerCapture capture = random_capture(10, 8);
-  for (std::int64_t r = 0; r < 10; ++r) std::fill(capture.keys.x.row(r).begin(), capture.keys.x.row(r).end(), 1.0F);
+  for (std::int64_t r = 0; r < 10; ++r)
+    std::fill(capture.keys.x.row(r).begin(), capture.keys.x.row(r).end(), 1.0F);
   try {
     (void)fit_layer(capture, kGeometry, FitOptions{});
     FAIL();
@@ -228,7 +232,8 @@ class PlainSource final : public kmeans::PointSource {
   [[nodiscard]] std::int64_t num_chunks() const override { return 2; }
   void load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const override {
     const auto half = static_cast<std::ptrdiff_t>(points_.size() / 2);
-    points.assign(chunk == 0 ? points_.begin() : points_.begin() + half, chunk == 0 ? points_.begin() + half : points_.end());
+    points.assign(chunk == 0 ? points_.begin() : points_.begin() + half,
+                  chunk == 0 ? points_.begin() + half : points_.end());
     weights.assign(points.size(), 1);
   }
 
@@ -237,7 +242,8 @@ class PlainSource final : public kmeans::PointSource {
 };
 
 TEST(QNorm, RestoresMeanAndDeviation) {
-  // Points -1, -0.5, 0.5, 1 quantised to -0.5, 0.75: mean 0 and deviation sqrt(0.625) against 0.125 and 0.625.
+  // Points -1, -0.5, 0.5, 1 quantised to -0.5, 0.75: mean 0 and deviation sqrt(0.625) against 0.125 and
+  // 0.625.
   const auto norms = qnorm(PlainSource({-1, -0.5, 0.5, 1}), {{-0.5F, 0.75F}}, 2);
   EXPECT_DOUBLE_EQ(norms[0].scale, std::sqrt(0.625) / 0.625);
   EXPECT_DOUBLE_EQ(norms[0].offset, -0.125 * norms[0].scale);

@@ -38,11 +38,16 @@ class ModelConfigTest : public testing::Test {
   }
   void expect_error(const json& config, const std::vector<std::string>& parts) {
     const std::string text = error_of(config);
-    for (const std::string& part : parts) EXPECT_NE(text.find(part), std::string::npos) << part << " in: " << text;
+    for (const std::string& part : parts)
+      EXPECT_NE(text.find(part), std::string::npos) << part << " in: " << text;
   }
 
-  const json llama_ = {{"architectures", {"LlamaForCausalLM"}}, {"hidden_size", 64},      {"intermediate_size", 128},
-                       {"num_hidden_layers", 2},                {"num_attention_heads", 8}, {"vocab_size", 100}};
+  const json llama_ = {{"architectures", {"LlamaForCausalLM"}},
+                       {"hidden_size", 64},
+                       {"intermediate_size", 128},
+                       {"num_hidden_layers", 2},
+                       {"num_attention_heads", 8},
+                       {"vocab_size", 100}};
   fs::path folder_;
 };
 
@@ -66,8 +71,11 @@ TEST_F(ModelConfigTest, DefaultsAreTransformers) {
 }
 
 TEST_F(ModelConfigTest, RopeIsReadInBothForms) {
-  const json scaling = {{"rope_type", "llama3"},       {"factor", 8.0}, {"low_freq_factor", 1.0},
-                        {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
+  const json scaling = {{"rope_type", "llama3"},
+                        {"factor", 8.0},
+                        {"low_freq_factor", 1.0},
+                        {"high_freq_factor", 4.0},
+                        {"original_max_position_embeddings", 8192}};
   const ModelConfig old_form = read(with(with(llama_, "rope_scaling", scaling), "rope_theta", 500000.0));
   const ModelConfig new_form = read(with(llama_, "rope_parameters", with(scaling, "rope_theta", 500000.0)));
   EXPECT_EQ(old_form.rope.type, "llama3");
@@ -85,8 +93,10 @@ TEST_F(ModelConfigTest, TheFingerprintIsOfWhatTheMathematicsUses) {
 }
 
 TEST_F(ModelConfigTest, RefusalsNameFileKeyAndRemedy) {
-  expect_error(with(llama_, "architectures", {"GPT2LMHeadModel"}), {"GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM"});
-  expect_error(with(llama_, "quantization_config", {{"quant_method", "awq"}}), {"quantised", "awq", "original"});
+  expect_error(with(llama_, "architectures", {"GPT2LMHeadModel"}),
+               {"GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM"});
+  expect_error(with(llama_, "quantization_config", {{"quant_method", "awq"}}),
+               {"quantised", "awq", "original"});
   expect_error(with(llama_, "hidden_size", "64"), {"config.json", "'hidden_size'", "\"64\""});
   expect_error(with(llama_, "num_key_value_heads", 3), {"'num_key_value_heads'", "divisor"});
   expect_error(with(llama_, "hidden_act", "swiglu"), {"'hidden_act'", "silu"});

@@ -1,6 +1,6 @@
-// model_dump MODEL TOKENS.npy OUT.safetensors [DTYPE]: what the engine computes for each sample, for comparison with another
-// implementation: logits.S, keys.S.L, values.S.L and, over all samples, key_fisher.L, value_fisher.L (squared gradients summed per
-// channel, no sinks left out), loss [samples].
+// model_dump MODEL TOKENS.npy OUT.safetensors [DTYPE]: what the engine computes for each sample, for
+// comparison with another implementation: logits.S, keys.S.L, values.S.L and, over all samples, key_fisher.L,
+// value_fisher.L (squared gradients summed per channel, no sinks left out), loss [samples].
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
@@ -26,8 +26,12 @@ class Output {
   void add(const std::string& name, const at::Tensor& value) {
     kept_.push_back(value.to(at::kFloat).contiguous());
     const at::Tensor& tensor = kept_.back();
-    views_.push_back({name, formats::Dtype::F32, tensor.sizes().vec(),
-                      std::as_bytes(std::span(tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel()))), {}});
+    views_.push_back(
+        {name,
+         formats::Dtype::F32,
+         tensor.sizes().vec(),
+         std::as_bytes(std::span(tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel()))),
+         {}});
   }
   void write(const std::string& path) const { formats::write_safetensors(path, views_); }
 
@@ -36,7 +40,8 @@ class Output {
   std::vector<formats::TensorView> views_;
 };
 
-void dump(const std::string& folder, const std::string& tokens, const std::string& out, at::ScalarType dtype) {
+void dump(const std::string& folder, const std::string& tokens, const std::string& out,
+          at::ScalarType dtype) {
   const auto config = calib::read_model_config(folder);
   const auto model = calib::load_model(config, std::make_shared<const calib::WeightLoader>(folder, dtype));
   const auto windows = calib::load_tokens(tokens, config.vocab_size);
@@ -49,7 +54,8 @@ void dump(const std::string& folder, const std::string& tokens, const std::strin
     std::vector<at::Tensor> inputs = {model->embed(windows.sample(s))};
     {
       const at::NoGradGuard no_graph;
-      for (int l = 0; l < config.num_layers; ++l) inputs.push_back(model->load_block(l)->forward(inputs.back(), nullptr));
+      for (int l = 0; l < config.num_layers; ++l)
+        inputs.push_back(model->load_block(l)->forward(inputs.back(), nullptr));
       output.add("logits." + std::to_string(s), head->logits(inputs.back()));
     }
     auto loss = fisher::head_loss(*head, inputs.back(), windows.sample(s), true, 100);

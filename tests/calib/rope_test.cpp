@@ -12,7 +12,9 @@ TEST(Rope, RotationKeepsTheNormOfEachPair) {
   const auto table = rotary_table(RopeConfig{}, 8, 100);
   const at::Tensor x = at::randn({100, 2, 8});
   const at::Tensor y = rotate(x, table);
-  const auto norms = [](const at::Tensor& t) { return t.slice(2, 0, 4).square() + t.slice(2, 4, 8).square(); };
+  const auto norms = [](const at::Tensor& t) {
+    return t.slice(2, 0, 4).square() + t.slice(2, 4, 8).square();
+  };
   EXPECT_TRUE(at::allclose(norms(x), norms(y), 1e-5, 1e-6));
 }
 

