@@ -58,6 +58,10 @@ def need(path):
     return path
 
 
+exhaustive = pytest.mark.skipif(not os.environ.get("KVCAL_EXHAUSTIVE"),
+                                reason="takes many minutes; KVCAL_EXHAUSTIVE=1 runs it")
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("text", ["wiki.test.raw", "wiki.valid.raw", "tinyshakespeare.txt", "moby-dick_2701-0.txt",
                                   "wikitext-2.train.tokens.txt", "c4"])
@@ -155,6 +159,7 @@ def test_random_text(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
+@exhaustive
 def test_long_words(name, tmp_path):
     rng = random.Random(1)
     texts = ["a" * 100_000, "ab" * 50_000, " " * 100_000, "\u2581" * 30_000, "\u0301" * 30_000,
@@ -244,6 +249,7 @@ CHARACTERS = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
 
 
 @pytest.mark.parametrize("part", [n for n in NORMALIZERS[:6]], ids=json.dumps)
+@exhaustive
 def test_every_character_normalized(part, tmp_path):
     compare(made_up(tmp_path, part, sequence()), ["a".join(map(chr, CHARACTERS[i:i + 4096])) for i in range(0, len(CHARACTERS), 4096)],
             tmp_path)
@@ -256,6 +262,7 @@ CLASSES = [r"\s", r"\S", r"\w", r"\W", r"\d", r"\D", r"\h", r"\H", r"\R", ".", r
 
 
 @pytest.mark.parametrize("pattern", CLASSES)
+@exhaustive
 def test_every_character_of_a_class(pattern, tmp_path):
     folder = made_up(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": [split({"Regex": pattern}, "Removed"), BYTES]})
     compare(folder, ["".join(map(chr, CHARACTERS[i:i + 65536])) for i in range(0, len(CHARACTERS), 65536)], tmp_path)
@@ -263,6 +270,7 @@ def test_every_character_of_a_class(pattern, tmp_path):
 
 @pytest.mark.parametrize("part", [{"type": "Punctuation", "behavior": "Removed"}, {"type": "Whitespace"}, {"type": "WhitespaceSplit"},
                                   {"type": "Digits", "individual_digits": True}], ids=json.dumps)
+@exhaustive
 def test_every_character_cut(part, tmp_path):
     folder = made_up(tmp_path, pre_tokenizer=sequence(part))
     compare(folder, ["a".join(map(chr, CHARACTERS[i:i + 65536])) for i in range(0, len(CHARACTERS), 65536)], tmp_path)
