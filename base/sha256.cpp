@@ -56,6 +56,7 @@ void Sha256::compress(const std::uint8_t* block) {
 }
 
 Sha256& Sha256::update(std::span<const std::byte> data) {
+  if (data.empty()) return *this;  // its pointer may be null, which memcpy may not be given
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
   std::size_t left = data.size();
   total_bytes_ += left;
