@@ -8,8 +8,8 @@
 
 namespace kvcal::calib {
 
-/// Above these the halves of the sample differ too much. Found by trial: docs/method.md, "Was the sample
-/// enough?".
+/// Above these the halves of the sample differ too much (docs/method.md, "Was the sample enough?"). First
+/// choices, not yet fitted to what more samples change.
 inline constexpr double kThresholdShiftLimit =
     0.10;  ///< mean over a layer's channels, in units of a channel's range
 inline constexpr double kDatatypeExcessLimit = 0.05;  ///< relative objective
