@@ -1,9 +1,7 @@
 // kvcal calibrate: a model and a text in, a codebook out.
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <limits>
-#include <set>
 #include <vector>
 
 #include "apps/codebook_view.h"
@@ -33,47 +31,17 @@ struct CalibrateArguments {
 using Strings = std::vector<std::string>;
 
 std::vector<int> parse_bits(const Strings& values) {
-  std::set<int> seen;
-  for (const std::string& part : split_list(values, "--bits")) {
-    const std::int64_t bits = parse_integer(part, "--bits");
-    if (bits < 2 || bits > 4)
-      throw WrongUsage(concat("--bits has ", part, ": it may be 2, 3 and 4, such as 2,3,4"));
-    if (!seen.insert(static_cast<int>(bits)).second) throw WrongUsage(concat("--bits has ", part, " twice"));
-  }
-  return {seen.begin(), seen.end()};
+  std::vector<int> bits;
+  for (const std::string& part : split_list(values, "--bits"))
+    bits.push_back(static_cast<int>(parse_count(part, "--bits", 0, kMost)));
+  return bits;
 }
 
 std::vector<double> parse_outliers(const Strings& values) {
-  std::set<double> seen;
-  for (const std::string& part : split_list(values, "--outliers")) {
-    const double fraction = parse_number(part, "--outliers");
-    if (!(fraction >= 0 && fraction < 0.5)) {
-      throw WrongUsage(
-          concat("--outliers has ", part,
-                 ": it is the share of values kept apart, from 0 to less than 0.5; 1 % is 0.01"));
-    }
-    // -0 equals 0 for the set, and must not be written as "-0".
-    if (!seen.insert(std::abs(fraction)).second) throw WrongUsage(concat("--outliers has ", part, " twice"));
-  }
-  return {seen.begin(), seen.end()};
-}
-
-std::string choice(const std::string& option, const std::string& value, const Strings& allowed) {
-  if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
-  std::string list;
-  for (const std::string& one : allowed)
-    list += (list.empty() ? "" : one == allowed.back() ? " or " : ", ") + one;
-  throw WrongUsage(concat(option, " is '", value, "': it may be ", list));
-}
-
-std::string parse_device(const std::string& value) {
-  const std::string prefix = "cuda:";
-  const bool numbered = value.starts_with(prefix) && value.size() > prefix.size() &&
-                        value.size() <= prefix.size() + 3 &&
-                        value.find_first_not_of("0123456789", prefix.size()) == std::string::npos;
-  if (value == "cpu" || value == "cuda" || numbered) return value;
-  throw WrongUsage(
-      concat("--device is '", value, "': it may be cpu, cuda or cuda:N, N being the number of the GPU"));
+  std::vector<double> fractions;
+  for (const std::string& part : split_list(values, "--outliers"))
+    fractions.push_back(parse_number(part, "--outliers"));
+  return fractions;
 }
 
 void add_inputs(CommandLine& line, calib::CalibrationOptions& options) {
@@ -116,11 +84,8 @@ void add_sampling(CommandLine& line, calib::CalibrationOptions& options) {
          "How many tokens in each window; 2048 by default, 8K is 8192")
       ->type_name("N")
       ->group(group);
-  app.add_option_function<std::string>(
-         "--bos",
-         [&options](const std::string& text) {
-           options.bos = choice("--bos", text, {"auto", "each", "first", "none"});
-         },
+  app.add_option(
+         "--bos", options.bos,
          "Where the beginning-of-sequence token goes: each window, the first of each text, none; auto, the "
          "default, is "
          "what the tokenizer itself does")
@@ -158,41 +123,32 @@ void add_method(CommandLine& line, calib::CalibrationOptions& options) {
          "First tokens of each window that stay exact and are left out of all statistics; 1 by default")
       ->type_name("N")
       ->group(group);
-  const auto add_choice = [&](const std::string& name, std::string& target, const Strings& allowed,
-                              const std::string& text) {
-    app.add_option_function<std::string>(
-           name,
-           [name, &target, allowed](const std::string& value) { target = choice(name, value, allowed); },
-           text)
-        ->type_name("NAME")
-        ->group(group);
-  };
-  add_choice(
-      "--value-scope", options.value_scope, {"token", "head"},
-      "Thresholds of values are found over all channels of a token (the default), or for each head of it");
-  add_choice(
-      "--sensitivity", options.sensitivity, {"fisher", "none"},
-      "What an error weighs: fisher, the default: how much it changes the model's loss; none: all the same");
-  add_choice("--fisher-scale", options.fisher_scale, {"range", "none"},
-             "range, the default: an error counts in the units of the values; none: in those of each "
-             "channel's range, as "
-             "in KVQuant's files");
+  app.add_option(
+         "--value-scope", options.value_scope,
+         "Thresholds of values are found over all channels of a token (token, the default), or for each "
+         "kv head of it (head)")
+      ->type_name("NAME")
+      ->group(group);
+  app.add_option("--sensitivity", options.sensitivity,
+                 "What an error weighs: fisher, the default: how much it changes the model's loss; none: all "
+                 "the same")
+      ->type_name("NAME")
+      ->group(group);
+  app.add_option("--fisher-scale", options.fisher_scale,
+                 "range, the default: an error counts in the units of the values; none: in those of each "
+                 "channel's range, as in KVQuant's files")
+      ->type_name("NAME")
+      ->group(group);
 }
 
 void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   calib::CalibrationOptions& options = arguments.options;
   CLI::App& app = line.app();
   app.option_defaults()->group("How it runs");
-  app.add_option_function<std::string>(
-         "--dtype",
-         [&options](const std::string& text) {
-           options.dtype = choice("--dtype", text, {"auto", "float32", "bfloat16"});
-         },
-         "Arithmetic of the model: auto, the default, float32 or bfloat16")
+  app.add_option("--dtype", options.dtype,
+                 "Arithmetic of the model: float32 or bfloat16; auto, the default, is float32")
       ->type_name("NAME");
-  app.add_option_function<std::string>(
-         "--device", [&options](const std::string& text) { options.device = parse_device(text); },
-         "cpu, the default, or cuda[:N]")
+  app.add_option("--device", options.device, "cpu, the default; this version has no other")
       ->type_name("NAME");
   line.add_threads(options.threads);
   app.add_option_function<std::string>(
@@ -250,14 +206,14 @@ Json report_json(const calib::CalibrationReport& report, const calib::Calibratio
   const bool fitted = !codebook.layers.empty();
   Json layers = Json::array();
   for (const formats::LayerCodebook& layer : codebook.layers) layers.push_back(layer_json(layer, false));
-  return {{"model", report.plan.model_name},
+  return {{"model", report.plan.model.name},
           {"out", options.out.string()},
           {"dry_run", options.dry_run},
           {"already_done", report.already_done},
           {"content_sha256", fitted ? Json(codebook.content_sha256) : Json(nullptr)},
-          {"samples", report.plan.samples},
-          {"seqlen", report.plan.seqlen},
-          {"tokens", report.plan.tokens},
+          {"samples", report.plan.calibration.samples},
+          {"seqlen", report.plan.calibration.seqlen},
+          {"tokens", report.plan.calibration.tokens},
           {"loss", fitted ? finite(codebook.calibration.loss) : Json(nullptr)},
           {"perplexity", fitted ? finite(std::exp(codebook.calibration.loss)) : Json(nullptr)},
           {"seconds",

@@ -113,17 +113,17 @@ Json layer_json(const formats::LayerCodebook& layer, bool arrays) {
 Json plan_json(const calib::CalibrationPlan& plan) {
   const calib::ResourceNeed& need = plan.need;
   return {{"model_folder", plan.model_folder.string()},
-          {"architecture", plan.architecture},
-          {"layers", plan.num_layers},
-          {"attention_heads", plan.num_attention_heads},
-          {"kv_heads", plan.num_kv_heads},
-          {"head_dim", plan.head_dim},
+          {"architecture", plan.model.architecture},
+          {"layers", plan.model.num_layers},
+          {"attention_heads", plan.model.num_attention_heads},
+          {"kv_heads", plan.model.num_kv_heads},
+          {"head_dim", plan.model.head_dim},
           {"parameters", plan.parameters},
-          {"dtype", plan.dtype},
-          {"samples", plan.samples},
-          {"seqlen", plan.seqlen},
-          {"tokens", plan.tokens},
-          {"bos", plan.bos},
+          {"dtype", plan.calibration.dtype},
+          {"samples", plan.calibration.samples},
+          {"seqlen", plan.calibration.seqlen},
+          {"tokens", plan.calibration.tokens},
+          {"bos", plan.calibration.bos},
           {"memory_bytes", need.memory_bytes},
           {"memory_limit_bytes", need.memory_limit_bytes},
           {"memory",
@@ -135,8 +135,8 @@ Json plan_json(const calib::CalibrationPlan& plan) {
           {"disk_bytes", need.disk_bytes},
           {"disk_free_bytes", need.disk_free_bytes},
           {"seconds", number_json(need.seconds)},
-          {"layers_done", plan.layers_done},
-          {"forward_done", plan.forward_done},
+          {"layers_done", plan.earlier.layers_done},
+          {"forward_done", plan.earlier.forward_done},
           {"work", plan.work.string()}};
 }
 

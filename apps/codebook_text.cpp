@@ -128,22 +128,33 @@ std::string tensor_text(const std::string& name, const formats::TensorCodebook& 
 
 }  // namespace
 
+namespace {
+
+std::string model_line(const formats::ModelInfo& model) {
+  return concat(model.name, " (", model.architecture, "): ", plural(model.num_layers, "layer"), ", ",
+                plural(model.num_attention_heads, "attention head"), ", ",
+                plural(model.num_kv_heads, "kv head"), " of ", model.head_dim);
+}
+
+std::string sample_line(const formats::CalibrationInfo& calibration) {
+  return concat(plural(calibration.samples, "sample"), " of ", format_count(calibration.seqlen), ": ",
+                plural(calibration.tokens, "token"), ", bos ", calibration.bos);
+}
+
+}  // namespace
+
 std::string provenance_text(const formats::Codebook& codebook) {
   const formats::ModelInfo& model = codebook.model;
   const formats::CalibrationInfo& calibration = codebook.calibration;
-  std::string text =
-      labelled("Model", concat(model.name, " (", model.architecture, "): ", plural(model.num_layers, "layer"),
-                               ", ", plural(model.num_attention_heads, "attention head"), ", ",
-                               plural(model.num_kv_heads, "kv head"), " of ", model.head_dim));
+  std::string text = labelled("Model", model_line(model));
   text += labelled("  config", concat("sha256 ", model.config_sha256));
   text += labelled("  weights", concat("sha256 ", model.weights_sha256));
   for (const formats::TextInfo& info : calibration.texts) {
     text += labelled("Text", concat(info.name, ", sha256 ", info.sha256));
   }
-  text += labelled(calibration.texts.empty() ? "Tokens" : "  tokens",
-                   concat(plural(calibration.samples, "sample"), " of ", format_count(calibration.seqlen),
-                          ": ", plural(calibration.tokens, "token"), ", bos ", calibration.bos, ", ",
-                          plural(calibration.sinks, "sink"), ", seed ", calibration.seed));
+  text += labelled(
+      calibration.texts.empty() ? "Tokens" : "  tokens",
+      concat(sample_line(calibration), ", ", plural(calibration.sinks, "sink"), ", seed ", calibration.seed));
   text += labelled("", concat("sha256 ", calibration.tokens_sha256));
   text += labelled("Method", concat("sensitivity ", calibration.sensitivity, ", fisher scale ",
                                     calibration.fisher_scale, ", value scope ", calibration.value_scope, ", ",
@@ -193,13 +204,10 @@ std::string layer_text(const formats::LayerCodebook& layer) {
 
 std::string plan_text(const calib::CalibrationPlan& plan) {
   const calib::ResourceNeed& need = plan.need;
-  std::string text = labelled(
-      "Model", concat(plan.model_name, " (", plan.architecture, "): ", plural(plan.num_layers, "layer"), ", ",
-                      plural(plan.num_attention_heads, "attention head"), ", ",
-                      plural(plan.num_kv_heads, "kv head"), " of ", plan.head_dim, ", ",
-                      plural(plan.parameters, "parameter"), ", computed in ", plan.dtype));
-  text += labelled("Sample", concat(plural(plan.samples, "sample"), " of ", format_count(plan.seqlen), ": ",
-                                    plural(plan.tokens, "token"), ", bos ", plan.bos));
+  std::string text =
+      labelled("Model", concat(model_line(plan.model), ", ", plural(plan.parameters, "parameter"),
+                               ", computed in ", plan.calibration.dtype));
+  text += labelled("Sample", sample_line(plan.calibration));
   text += labelled("Memory",
                    concat("needs ", format_bytes(need.memory_bytes), " of the ",
                           format_bytes(need.memory_limit_bytes), " it may use: one layer's weights ",
@@ -209,10 +217,11 @@ std::string plan_text(const calib::CalibrationPlan& plan) {
   text += labelled("Disk", concat("needs ", format_bytes(need.disk_bytes), " of the ",
                                   format_bytes(need.disk_free_bytes), " free, in ", plan.work.string()));
   text += labelled("Time", concat("about ", format_duration(need.seconds)));
-  if (plan.forward_done || plan.layers_done > 0) {
-    text += labelled("Goes on",
-                     concat("an earlier run left ", plan.forward_done ? "the whole forward pass and " : "",
-                            plan.layers_done, " of ", plural(plan.num_layers, "layer"), " fitted"));
+  if (plan.earlier.forward_done || plan.earlier.layers_done > 0) {
+    text += labelled(
+        "Goes on",
+        concat("an earlier run left ", plan.earlier.forward_done ? "the whole forward pass and " : "",
+               plan.earlier.layers_done, " of ", plural(plan.model.num_layers, "layer"), " fitted"));
   }
   return text;
 }

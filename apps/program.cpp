@@ -11,6 +11,7 @@
 #include "apps/signals.h"
 #include "apps/suggest.h"
 #include "base/error.h"
+#include "calib/version.h"
 
 namespace kvcal::apps {
 namespace {
@@ -63,7 +64,7 @@ int dispatch(const std::vector<std::string>& arguments) {
   }
   const std::string& first = arguments.front();
   if (first == "--version" || first == "-V") {
-    print("kvcal " KVCAL_VERSION "\n");
+    print(base::concat("kvcal ", calib::version(), "\n"));
     return kDone;
   }
   if (first == "--help" || first == "-h" || first == "help") {

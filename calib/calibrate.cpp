@@ -2,9 +2,9 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
 #include <future>
-#include <set>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -23,12 +23,11 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// The fit of one layer on a thread of its own, while the passes go on; at most one at a time.
+/// Fits a layer on a thread of its own, while the passes go on; at most one at a time.
 class FitInBackground {
  public:
-  FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes,
-                  std::vector<std::string>& warnings)
-      : job_(job), folder_(folder), passes_(passes), warnings_(warnings) {}
+  FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes)
+      : job_(job), folder_(folder), passes_(passes) {}
 
   /// Waits for the fit before, then starts this one.
   void start(LayerCapture capture) {
@@ -36,8 +35,9 @@ class FitInBackground {
     layer_ = capture.layer;
     result_ = std::async(std::launch::async, [this, capture = std::move(capture)] {
       const Clock::time_point begin = Clock::now();
-      LayerFit fit = fit_layer(capture, job_.model->geometry(capture.layer), job_.fit_options());
-      folder_.save_layer(job_.frame, fit.codebook);
+      formats::LayerCodebook fit =
+          fit_layer(capture, job_.model->geometry(capture.layer), job_.fit_options());
+      folder_.save_layer(job_.frame, fit);
       return std::pair{std::move(fit), seconds_since(begin)};
     });
   }
@@ -47,46 +47,32 @@ class FitInBackground {
     if (!result_.valid()) return;
     auto [fit, elapsed] = result_.get();
     seconds_ += elapsed;
-    warnings_.insert(warnings_.end(), fit.warnings.begin(), fit.warnings.end());
+    layers_.push_back(std::move(fit));
     passes_.layer_saved(layer_);
   }
 
   [[nodiscard]] double seconds() const { return seconds_; }
+  /// Those fitted so far, in the order of their fits.
+  [[nodiscard]] std::vector<formats::LayerCodebook> take_layers() { return std::move(layers_); }
 
  private:
   const CalibrationJob& job_;
   const WorkFolder& folder_;
   Passes& passes_;
-  std::vector<std::string>& warnings_;
+  std::vector<formats::LayerCodebook> layers_;
   int layer_ = 0;
   double seconds_ = 0;
-  std::future<std::pair<LayerFit, double>> result_;
+  std::future<std::pair<formats::LayerCodebook, double>> result_;
 };
 
 CalibrationPlan make_plan(const CalibrationJob& job) {
   CalibrationPlan plan;
-  plan.model_name = job.folder.name;
+  plan.model = job.frame.model;
+  plan.calibration = job.frame.calibration;
   plan.model_folder = job.folder.path;
-  plan.architecture = job.config.architecture;
-  plan.num_layers = job.config.num_layers;
-  plan.num_attention_heads = job.config.num_attention_heads;
-  plan.num_kv_heads = job.config.num_kv_heads;
-  plan.head_dim = job.config.head_dim;
   plan.parameters = job.weights->parameters();
-  plan.dtype = job.options.dtype;
-  plan.samples = job.windows.samples;
-  plan.seqlen = job.windows.seqlen;
-  plan.tokens = job.windows.tokens();
-  plan.bos = job.windows.bos;
-  plan.work = job.options.work;
   plan.need = estimate_need(job);
-  std::error_code ignored;
-  for (int layer = 0; layer < plan.num_layers; ++layer) {
-    char name[32];
-    std::snprintf(name, sizeof(name), "layer_%04d.h5", layer);
-    if (fs::exists(plan.work / name, ignored)) ++plan.layers_done;
-  }
-  plan.forward_done = fs::exists(plan.work / "head.json", ignored);
+  plan.work = job.options.work;
   return plan;
 }
 
@@ -111,12 +97,14 @@ bool finished_before(const CalibrationJob& job, formats::Codebook& codebook) {
                                        "; name another file with --out, or give --overwrite"));
 }
 
-void check_writable(const fs::path& out) {
+// Whether a file can be made beside `out`: tried, unless nothing may be written.
+void check_writable(const fs::path& out, bool dry_run) {
   const fs::path folder = out.parent_path().empty() ? fs::path(".") : out.parent_path();
   if (!fs::is_directory(folder)) {
     throw base::SystemError(base::concat("cannot write ", out.string(), ": the folder ", folder.string(),
                                          " does not exist; make it first"));
   }
+  if (dry_run) return;
   const fs::path probe = base::temporary_name(out);
   base::write_file_atomically(probe, std::string_view());
   fs::remove(probe);
@@ -134,29 +122,22 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, std:
   const Clock::time_point backward_start = Clock::now();
   const int layers = job.config.num_layers;
   progress.begin_stage("backward", job.windows.tokens() * layers, "tokens");
-  {
-    FitInBackground fits(job, folder, passes, report.warnings);
-    for (int layer = layers - 1; layer >= 0; --layer) {
-      if (folder.load_layer(layer)) {
-        passes.layer_saved(layer);
-        continue;
-      }
-      fits.start(passes.backward_layer(layer));
+  formats::Codebook codebook = job.frame;
+  FitInBackground fits(job, folder, passes);
+  for (int layer = layers - 1; layer >= 0; --layer) {
+    if (auto saved = folder.load_layer(layer)) {
+      codebook.layers.push_back(std::move(*saved));
+      passes.layer_saved(layer);
+      continue;
     }
-    fits.wait();
-    report.fit_seconds = fits.seconds();
+    fits.start(passes.backward_layer(layer));
   }
+  fits.wait();
   progress.end_stage();
   report.backward_seconds = seconds_since(backward_start);
-
-  formats::Codebook codebook = job.frame;
-  for (int layer = 0; layer < layers; ++layer) {
-    auto saved = folder.load_layer(layer);
-    if (!saved)
-      throw base::SystemError(
-          base::concat(folder.path().string(), ": the checkpoint of layer ", layer, " is gone"));
-    codebook.layers.push_back(std::move(*saved));
-  }
+  report.fit_seconds = fits.seconds();
+  for (formats::LayerCodebook& layer : fits.take_layers()) codebook.layers.push_back(std::move(layer));
+  std::ranges::sort(codebook.layers, {}, &formats::LayerCodebook::index);
   return codebook;
 }
 
@@ -167,10 +148,6 @@ void warn(CalibrationReport& report, base::Progress& progress, const std::vector
 
 }  // namespace
 
-CalibrationPlan plan_calibration(const CalibrationOptions& options, base::Progress& progress) {
-  return make_plan(prepare_calibration(options, progress));
-}
-
 CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
                             PlanListener* listener) {
   const Clock::time_point start = Clock::now();
@@ -180,16 +157,16 @@ CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& p
   report.already_done = finished_before(job, report.codebook);
   report.plan = make_plan(job);
   if (report.already_done) return report;
+  report.plan.earlier = WorkFolder::state(report.plan.work, job.identity_json, job.config.num_layers);
+  check_writable(job.options.out, job.options.dry_run);
   if (listener != nullptr) listener->on_plan(report.plan);
   warn(report, progress, job.warnings);
   if (job.options.dry_run) return report;
 
   const std::int64_t cache_bytes = check_need(report.plan.need, job);
-  check_writable(job.options.out);
   WorkFolder folder(job.options.work, job.identity_json);
-  const std::size_t reported = report.warnings.size();
   formats::Codebook codebook = run_passes(job, folder, cache_bytes, progress, report);
-  for (std::size_t i = reported; i < report.warnings.size(); ++i) progress.warning(report.warnings[i]);
+  warn(report, progress, judge_fits(codebook));
   warn(report, progress, judge_sample(codebook));
   formats::write_codebook(job.options.out, codebook);
   report.codebook = formats::read_codebook(job.options.out);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/progress.h"
+#include "calib/work_folder.h"
 #include "formats/codebook.h"
 
 namespace kvcal::calib {
@@ -60,18 +61,13 @@ struct ResourceNeed {
 
 /// What will be done: shown before the work starts, and all that --dry-run gives.
 struct CalibrationPlan {
-  std::string model_name;  ///< the folder's name, or org/model
+  formats::ModelInfo model;
+  formats::CalibrationInfo calibration;  ///< all but the loss
   std::filesystem::path model_folder;
-  std::string architecture;
-  int num_layers = 0, num_attention_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int64_t parameters = 0;
-  std::string dtype;  ///< float32 or bfloat16
-  std::int64_t samples = 0, seqlen = 0, tokens = 0;
-  std::string bos;  ///< each, first or none; "given" with --tokens
   ResourceNeed need;
-  int layers_done = 0;        ///< layers whose checkpoint of an earlier run is used
-  bool forward_done = false;  ///< the forward pass of an earlier run is used
   std::filesystem::path work;
+  WorkState earlier;  ///< what an earlier run left in `work`
 };
 
 /// The result, and how it came about.
@@ -83,19 +79,16 @@ struct CalibrationReport {
   double seconds = 0, forward_seconds = 0, backward_seconds = 0, fit_seconds = 0;
 };
 
-/// Checks options, model and tokens, and says what the run will need. Writes nothing.
-/// Throws base::WrongUsage for contradicting options, base::InvalidInput for a bad model or text.
-[[nodiscard]] CalibrationPlan plan_calibration(const CalibrationOptions& options, base::Progress& progress);
-
-/// Runs it all: plan (handed to `on_plan` before work starts, where given), passes, fits, file. With dry_run
-/// only the plan. Throws base::WrongUsage, base::InvalidInput, base::SystemError (not enough memory or disk,
-/// before any work; a full disk), base::Interrupted. After any of them the same command goes on from the work
-/// folder.
+/// Is told the plan before the work starts.
 class PlanListener {
  public:
   virtual ~PlanListener() = default;
   virtual void on_plan(const CalibrationPlan& plan) = 0;
 };
+
+/// Runs it all: plan, passes, fits, file. With dry_run only the plan: nothing is written. Throws
+/// base::WrongUsage, base::InvalidInput, base::SystemError (not enough memory or disk, before any work; a
+/// full disk), base::Interrupted. After any of them the same command goes on from the work folder.
 CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
                             PlanListener* listener = nullptr);
 

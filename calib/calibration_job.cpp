@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -16,34 +17,33 @@ using nlohmann::json;
 
 namespace {
 
-void require_choice(const char* option, const std::string& value,
-                    std::initializer_list<const char*> choices) {
+void require_choice(const char* option, const std::string& value, const std::vector<std::string>& choices) {
+  if (std::ranges::find(choices, value) != choices.end()) return;
   std::string known;
-  for (const char* choice : choices) {
-    if (value == choice) return;
-    known += (known.empty() ? "" : ", ") + std::string(choice);
-  }
-  throw base::WrongUsage(base::concat(option, " ", value, ": expected one of ", known));
+  for (const std::string& choice : choices)
+    known += (known.empty() ? "" : &choice == &choices.back() ? " or " : ", ") + choice;
+  throw base::WrongUsage(base::concat(option, " is '", value, "': it may be ", known));
 }
 
 void check_lists(const CalibrationOptions& options) {
-  if (options.bits.empty()) throw base::WrongUsage("--bits is empty; give some of 2, 3, 4");
-  for (const int bits : options.bits) {
-    if (bits < 2 || bits > 4) throw base::WrongUsage(base::concat("--bits ", bits, ": expected 2, 3 or 4"));
+  if (options.bits.empty()) throw base::WrongUsage("--bits is empty: it may be 2, 3 and 4, such as 2,3,4");
+  std::set<int> bits;
+  for (const int b : options.bits) {
+    if (b < 2 || b > 4)
+      throw base::WrongUsage(base::concat("--bits has ", b, ": it may be 2, 3 and 4, such as 2,3,4"));
+    if (!bits.insert(b).second) throw base::WrongUsage(base::concat("--bits has ", b, " twice"));
   }
-  if (std::set(options.bits.begin(), options.bits.end()).size() != options.bits.size()) {
-    throw base::WrongUsage("--bits names the same number twice");
-  }
-  if (options.outliers.empty()) throw base::WrongUsage("--outliers is empty; give fractions such as 0,0.01");
+  if (options.outliers.empty()) throw base::WrongUsage("--outliers is empty: give fractions such as 0,0.01");
   std::set<std::string> names;
   for (const double fraction : options.outliers) {
     if (!(fraction >= 0 && fraction < 0.5)) {
       throw base::WrongUsage(
-          base::concat("--outliers ", fraction, ": expected a fraction from 0 to below 0.5; 0.01 is 1 %"));
+          base::concat("--outliers has ", fraction,
+                       ": it is the share of values kept apart, from 0 to less than 0.5; 1 % is 0.01"));
     }
-    if (!names.insert(formats::outlier_group_name(fraction)).second) {
-      throw base::WrongUsage(base::concat("--outliers names ", fraction, " twice"));
-    }
+    // Fractions that print the same would share a group of the file.
+    if (!names.insert(formats::outlier_group_name(std::abs(fraction))).second)
+      throw base::WrongUsage(base::concat("--outliers has ", fraction, " twice"));
   }
 }
 
@@ -65,11 +65,10 @@ void check_options(const CalibrationOptions& options) {
   require_choice("--sensitivity", options.sensitivity, {"fisher", "none"});
   require_choice("--fisher-scale", options.fisher_scale, {"range", "none"});
   require_choice("--dtype", options.dtype, {"auto", "float32", "bfloat16"});
-  if (options.device.starts_with("cuda")) {
+  if (options.device != "cpu") {
     throw base::WrongUsage(
-        base::concat("--device ", options.device, ": this version calibrates on the CPU only"));
+        base::concat("--device is '", options.device, "': this version calibrates on the cpu only"));
   }
-  require_choice("--device", options.device, {"cpu"});
 }
 
 TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder, const ModelConfig& config,
@@ -122,8 +121,7 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
   if (job.windows.chat_template_without_special) {
     warnings.emplace_back(
         "the model has a chat template and the text holds none of its special tokens; what it serves are "
-        "chats, so calibrate on "
-        "chats too, rendered with that template");
+        "chats, so calibrate on chats too, rendered with that template");
   }
   if (job.config.max_positions > 0 && job.windows.seqlen > job.config.max_positions) {
     warnings.push_back(
@@ -136,9 +134,11 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
     if (fraction == 0 || behind >= 50) continue;
     const double tokens_per_sample = static_cast<double>(counted) / static_cast<double>(job.windows.samples);
     const auto wanted = static_cast<std::int64_t>(50 / (fraction / 2) / tokens_per_sample) + 1;
-    warnings.push_back(base::concat("only ", static_cast<std::int64_t>(behind),
-                                    " values stand behind each quantile of outlier fraction ", fraction,
-                                    "; 50 are wanted: try --samples ", wanted));
+    warnings.push_back(base::concat("of outlier fraction ", fraction, " only ",
+                                    static_cast<std::int64_t>(behind),
+                                    " of a channel's values lie beyond each "
+                                    "threshold; fewer than 50 say little: try --samples ",
+                                    wanted));
   }
   return warnings;
 }
@@ -165,7 +165,7 @@ std::string options_json(const CalibrationJob& job) {
 
 void fill_frame(CalibrationJob& job) {
   formats::Codebook& frame = job.frame;
-  frame.created_by = std::string("kvcal ") + kVersion;
+  frame.created_by = std::string("kvcal ") + version();
   frame.model.name = job.folder.name;
   frame.model.architecture = job.config.architecture;
   frame.model.config_sha256 = job.config.sha256();
@@ -225,6 +225,7 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   CalibrationJob job;
   job.options = options;
   std::sort(job.options.bits.begin(), job.options.bits.end());
+  for (double& fraction : job.options.outliers) fraction = std::abs(fraction);  // -0 is 0
   std::sort(job.options.outliers.begin(), job.options.outliers.end());
   job.threads = base::resolve_threads(options.threads);
   if (job.options.work.empty()) job.options.work = options.out.string() + ".work";

@@ -6,6 +6,7 @@
 #include "calib/fit_source.h"
 #include "calib/layer_fit.h"
 #include "calib/thresholds.h"
+#include "cuda/vector_codec.h"
 
 namespace kvcal::calib {
 namespace {
@@ -47,21 +48,6 @@ struct MomentSet {
   }
 };
 
-/// The midpoints between neighbouring centroids, in float as the quantiser compares with.
-std::vector<float> midpoints(std::span<const float> centroids) {
-  std::vector<float> result;
-  for (std::size_t i = 1; i < centroids.size(); ++i)
-    result.push_back((centroids[i - 1] + centroids[i]) * 0.5F);
-  return result;
-}
-
-// The index of the nearest centroid; a midpoint belongs to the lower one.
-std::size_t nearest(std::span<const float> middle, float point) {
-  std::size_t index = 0;
-  for (const float m : middle) index += point > m ? 1 : 0;
-  return index;
-}
-
 struct Chunk {
   std::vector<float> points, weights;
 };
@@ -83,9 +69,9 @@ std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<st
         set.parts.push_back(moments_of(chunk.points));
         std::vector<float> quantised(chunk.points.size());
         for (const std::vector<float>& table : centroids) {
-          const std::vector<float> middle = midpoints(table);
+          const codec::Datatype datatype = codec::make_datatype(table);
           for (std::size_t i = 0; i < quantised.size(); ++i)
-            quantised[i] = table[nearest(middle, chunk.points[i])];
+            quantised[i] = datatype.levels[codec::nearest_code(chunk.points[i], datatype)];
           set.parts.push_back(moments_of(quantised));
         }
         return set;
@@ -102,13 +88,14 @@ std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<st
 }
 
 double objective_of(const kmeans::PointSource& source, std::span<const float> centroids, int threads) {
-  const std::vector<float> middle = midpoints(centroids);
+  const codec::Datatype datatype = codec::make_datatype(centroids);
   return base::blocked_sum<double>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
     const Chunk chunk = load_chunk(source, index);
     double sum = 0;
     for (std::size_t i = 0; i < chunk.points.size(); ++i) {
-      const double error = static_cast<double>(chunk.points[i]) -
-                           static_cast<double>(centroids[nearest(middle, chunk.points[i])]);
+      const double error =
+          static_cast<double>(chunk.points[i]) -
+          static_cast<double>(datatype.levels[codec::nearest_code(chunk.points[i], datatype)]);
       sum += static_cast<double>(chunk.weights[i]) * error * error;
     }
     return sum;
@@ -153,8 +140,8 @@ double datatype_excess(const FitSource& first, const FitSource& second, int clus
 
 }  // namespace
 
-formats::SampleAgreement compare_halves(const CapturedTensor& tensor, bool per_channel, int groups,
-                                        const FitOptions& options) {
+formats::SampleAgreement compare_halves(const CapturedTensor& tensor, const Thresholds& whole,
+                                        bool per_channel, int groups, const FitOptions& options) {
   formats::SampleAgreement agreement;
   const std::int64_t rows = tensor.x.rows();
   if (rows < 2) return agreement;
@@ -165,8 +152,7 @@ formats::SampleAgreement compare_halves(const CapturedTensor& tensor, bool per_c
                        : row_thresholds(part, groups, fraction, options.threads)[0];
   };
   const Thresholds halves[2] = {thresholds_of(parts[0]), thresholds_of(parts[1])};
-  if (per_channel)
-    agreement.threshold_shift = threshold_shift(thresholds_of(CapturedRows(tensor)), halves[0], halves[1]);
+  if (per_channel) agreement.threshold_shift = threshold_shift(whole, halves[0], halves[1]);
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
   const int used_groups = per_channel ? 0 : groups;
   const FitSource first(parts[0], halves[0], used_groups, weighting, options.threads);

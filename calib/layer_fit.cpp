@@ -67,7 +67,7 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
 // All bits of one outlier fraction.
 std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thresholds& thresholds,
                                              int groups, double fraction, const TensorName& name,
-                                             const FitOptions& options, std::vector<std::string>& warnings) {
+                                             const FitOptions& options) {
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
   auto source = std::make_unique<FitSource>(rows, thresholds, groups, weighting, options.threads);
   if (source->inliers() == 0) {
@@ -77,8 +77,6 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thr
   }
   std::string weights_name = rows.has_gradients() ? "fisher" : "none";
   if (source->weightless()) {
-    warnings.push_back(base::concat(name.text(), ", outlier fraction ", fraction,
-                                    ": all sensitivities are zero; every element weighs the same"));
     weights_name = "uniform";
     source = std::make_unique<FitSource>(rows, thresholds, groups, Weighting::kUnit, options.threads);
   }
@@ -106,8 +104,7 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thr
 }
 
 formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const TensorName& name, bool per_channel,
-                                   int groups, const FitOptions& options,
-                                   std::vector<std::string>& warnings) {
+                                   int groups, const FitOptions& options) {
   const CapturedRows rows(tensor);
   formats::TensorCodebook codebook;
   codebook.fisher_channel = fisher_channel(tensor, options.threads);
@@ -122,28 +119,30 @@ formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const TensorNam
       set.lower = thresholds[f].lower;
       set.upper = thresholds[f].upper;
     }
-    set.datatypes =
-        fit_datatypes(rows, thresholds[f], per_channel ? 0 : groups, set.fraction, name, options, warnings);
+    set.datatypes = fit_datatypes(rows, thresholds[f], per_channel ? 0 : groups, set.fraction, name, options);
     codebook.outliers.push_back(std::move(set));
   }
-  codebook.halves = compare_halves(tensor, per_channel, groups, options);
+  const auto widest = std::max_element(options.outliers.begin(), options.outliers.end());
+  codebook.halves =
+      compare_halves(tensor, thresholds[static_cast<std::size_t>(widest - options.outliers.begin())],
+                     per_channel, groups, options);
   return codebook;
 }
 
 }  // namespace
 
-LayerFit fit_layer(const LayerCapture& capture, const LayerGeometry& geometry, const FitOptions& options) {
-  LayerFit fit;
-  fit.codebook.index = capture.layer;
-  fit.codebook.kv_heads = geometry.kv_heads;
-  fit.codebook.key_dim = geometry.key_dim;
-  fit.codebook.value_dim = geometry.value_dim;
-  fit.codebook.rope_json = geometry.rope_json;
-  fit.codebook.window = geometry.window;
+formats::LayerCodebook fit_layer(const LayerCapture& capture, const LayerGeometry& geometry,
+                                 const FitOptions& options) {
+  formats::LayerCodebook fit;
+  fit.index = capture.layer;
+  fit.kv_heads = geometry.kv_heads;
+  fit.key_dim = geometry.key_dim;
+  fit.value_dim = geometry.value_dim;
+  fit.rope_json = geometry.rope_json;
+  fit.window = geometry.window;
   const int value_groups = options.value_per_head ? geometry.kv_heads : 1;
-  fit.codebook.key = fit_tensor(capture.keys, {capture.layer, "key"}, true, 0, options, fit.warnings);
-  fit.codebook.value =
-      fit_tensor(capture.values, {capture.layer, "value"}, false, value_groups, options, fit.warnings);
+  fit.key = fit_tensor(capture.keys, {capture.layer, "key"}, true, 0, options);
+  fit.value = fit_tensor(capture.values, {capture.layer, "value"}, false, value_groups, options);
   return fit;
 }
 

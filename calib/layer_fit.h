@@ -7,6 +7,7 @@
 
 #include "calib/capture.h"
 #include "calib/model.h"
+#include "calib/thresholds.h"
 #include "formats/codebook.h"
 #include "kmeans/weighted_kmeans.h"
 
@@ -21,16 +22,12 @@ struct FitOptions {
   int threads = 0;
 };
 
-struct LayerFit {
-  formats::LayerCodebook codebook;
-  std::vector<std::string> warnings;
-};
-
 /// Fits keys and values of a layer, every fraction and bits. The same result for any number of threads.
+/// Where all weights of a fit are zero it is made with equal ones, and says so (Datatype::weights).
 /// Throws InvalidInput naming the layer: a threshold beyond fp16, in which scales are stored; no inlier to
 /// fit.
-[[nodiscard]] LayerFit fit_layer(const LayerCapture& capture, const LayerGeometry& geometry,
-                                 const FitOptions& options);
+[[nodiscard]] formats::LayerCodebook fit_layer(const LayerCapture& capture, const LayerGeometry& geometry,
+                                               const FitOptions& options);
 
 /// Mean and standard deviation of a layer's inliers before and after quantising give Q-Norm (KVQuant
 /// section 3.6): scale = s1/s2, offset = m1 - m2 scale, unweighted over the population, in double. For each
@@ -46,10 +43,12 @@ struct QNorm {
 [[nodiscard]] double objective_of(const kmeans::PointSource& source, std::span<const float> centroids,
                                   int threads);
 
-/// How far the fits on the two halves of the sample (first and second half of the rows) differ: the mean
-/// shift of a channel's thresholds in units of its range (keys; 0 for values, whose thresholds are not
-/// stored), and by how much one half's datatype costs more on the other than that one's own optimum.
-[[nodiscard]] formats::SampleAgreement compare_halves(const CapturedTensor& tensor, bool per_channel,
-                                                      int groups, const FitOptions& options);
+/// How far the fits on the two halves of the sample (first and second half of the rows) differ, at the
+/// largest outlier fraction: the mean shift of a channel's thresholds in units of its range (keys; 0 for
+/// values, whose thresholds are not stored), and by how much one half's datatype costs more on the other than
+/// that one's own optimum. whole: the thresholds of all rows at that fraction.
+[[nodiscard]] formats::SampleAgreement compare_halves(const CapturedTensor& tensor, const Thresholds& whole,
+                                                      bool per_channel, int groups,
+                                                      const FitOptions& options);
 
 }  // namespace kvcal::calib

@@ -9,12 +9,6 @@
 namespace kvcal::calib {
 namespace {
 
-struct Worst {
-  double value = 0;
-  int layer = 0;
-  const char* kind = "key";
-};
-
 std::string percent(double share) {
   char text[32];
   std::snprintf(text, sizeof(text), "%.1f %%", share * 100);
@@ -25,33 +19,71 @@ std::int64_t more_samples(std::int64_t samples, double factor) {
   return static_cast<std::int64_t>(std::ceil(static_cast<double>(samples) * std::min(factor, 64.0)));
 }
 
+// What the datatype that the halves were compared with leaves; 0 where it was not fitted to sensitivities
+// that other layers' can be added to.
+double remaining_error(const formats::TensorCodebook& tensor) {
+  if (tensor.outliers.empty() || tensor.outliers.back().datatypes.empty()) return 0;
+  const auto& datatypes = tensor.outliers.back().datatypes;
+  const formats::Datatype& middle = datatypes[datatypes.size() / 2];
+  return middle.weights == "uniform" ? 0 : middle.objective;
+}
+
+class WeightedMean {
+ public:
+  void add(double weight, double value) {
+    weights_ += weight;
+    sum_ += weight * value;
+  }
+  [[nodiscard]] double value() const { return weights_ > 0 ? sum_ / weights_ : 0; }
+
+ private:
+  double weights_ = 0, sum_ = 0;
+};
+
 }  // namespace
 
+SampleDifference sample_difference(const formats::Codebook& codebook) {
+  WeightedMean shift, excess;
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    shift.add(remaining_error(layer.key), layer.key.halves.threshold_shift);
+    excess.add(remaining_error(layer.key), layer.key.halves.datatype_excess);
+    excess.add(remaining_error(layer.value), layer.value.halves.datatype_excess);
+  }
+  return {shift.value(), excess.value()};
+}
+
 std::vector<std::string> judge_sample(const formats::Codebook& codebook) {
-  Worst shift, excess;
+  const SampleDifference difference = sample_difference(codebook);
+  const std::int64_t samples = codebook.calibration.samples;
+  std::vector<std::string> warnings;
+  if (difference.threshold_shift > kThresholdShiftLimit) {
+    const double factor = std::pow(difference.threshold_shift / kThresholdShiftLimit, 2);
+    warnings.push_back(base::concat(
+        "the sample is small: thresholds of keys fitted to its two halves differ by ",
+        percent(difference.threshold_shift), " of a channel's range, and more than ",
+        percent(kThresholdShiftLimit), " costs quality; try --samples ", more_samples(samples, factor)));
+  }
+  if (difference.datatype_excess > kDatatypeExcessLimit) {
+    const double factor = difference.datatype_excess / kDatatypeExcessLimit;
+    warnings.push_back(base::concat(
+        "the sample is small: datatypes fitted to one half of it leave ", percent(difference.datatype_excess),
+        " more error on the other than that one's own, and more than ", percent(kDatatypeExcessLimit),
+        " costs quality; try --samples ", more_samples(samples, factor)));
+  }
+  return warnings;
+}
+
+std::vector<std::string> judge_fits(const formats::Codebook& codebook) {
+  std::vector<std::string> warnings;
   for (const formats::LayerCodebook& layer : codebook.layers) {
     for (const auto& [tensor, kind] : {std::pair{&layer.key, "keys"}, std::pair{&layer.value, "values"}}) {
-      if (tensor->halves.threshold_shift > shift.value)
-        shift = {tensor->halves.threshold_shift, layer.index, kind};
-      if (tensor->halves.datatype_excess > excess.value)
-        excess = {tensor->halves.datatype_excess, layer.index, kind};
+      for (const formats::OutlierSet& set : tensor->outliers) {
+        if (set.datatypes.empty() || set.datatypes.front().weights != "uniform") continue;
+        warnings.push_back(base::concat("layer ", layer.index, ", ", kind, ", outlier fraction ",
+                                        set.fraction,
+                                        ": all sensitivities are zero; every element weighs the same"));
+      }
     }
-  }
-  std::vector<std::string> warnings;
-  const std::int64_t samples = codebook.calibration.samples;
-  if (shift.value > kThresholdShiftLimit) {
-    warnings.push_back(base::concat("thresholds fitted to the two halves of the sample differ by ",
-                                    percent(shift.value), " of a channel's range (layer ", shift.layer, ", ",
-                                    shift.kind, "; ", percent(kThresholdShiftLimit),
-                                    " is usual); try --samples ",
-                                    more_samples(samples, std::pow(shift.value / kThresholdShiftLimit, 2))));
-  }
-  if (excess.value > kDatatypeExcessLimit) {
-    warnings.push_back(base::concat("the datatype fitted to one half of the sample costs ",
-                                    percent(excess.value), " more on the other than its own (layer ",
-                                    excess.layer, ", ", excess.kind, "; ", percent(kDatatypeExcessLimit),
-                                    " is usual); try --samples ",
-                                    more_samples(samples, excess.value / kDatatypeExcessLimit)));
   }
   return warnings;
 }

@@ -182,8 +182,9 @@ TokenWindows load_tokens(const std::filesystem::path& file, std::int64_t vocab_s
   windows.samples = array.shape()[0];
   windows.seqlen = array.shape()[1];
   windows.bos = "given";
-  check_ids(array.integers(), windows, file, vocab_size);
-  for (const std::int64_t id : array.integers()) windows.ids.push_back(static_cast<std::int32_t>(id));
+  const std::vector<std::int64_t> ids = array.integers();
+  check_ids(ids, windows, file, vocab_size);
+  windows.ids.assign(ids.begin(), ids.end());
   return windows;
 }
 

@@ -1,11 +1,10 @@
 #include "calib/thresholds.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 
 #include "base/float16.h"
 #include "base/parallel.h"
+#include "cuda/vector_codec.h"
 
 namespace kvcal::calib {
 namespace {
@@ -19,8 +18,8 @@ constexpr std::int64_t kRowsAtOnce = 256;
 void pair_thresholds(std::span<float> values, std::span<const double> fractions, std::size_t index,
                      std::vector<Thresholds>& result) {
   for (std::size_t f = 0; f < fractions.size(); ++f) {
-    result[f].lower[index] = static_cast<float>(quantile(values, fractions[f] / 2));
-    result[f].upper[index] = static_cast<float>(quantile(values, 1 - fractions[f] / 2));
+    result[f].lower[index] = codec::quantile(values, fractions[f] / 2);
+    result[f].upper[index] = codec::quantile(values, 1 - fractions[f] / 2);
   }
 }
 
@@ -29,19 +28,6 @@ std::vector<Thresholds> make_thresholds(std::size_t fractions, std::size_t pairs
 }
 
 }  // namespace
-
-double quantile(std::span<float> values, double q) {
-  const double position = q * static_cast<double>(values.size() - 1);
-  const auto below =
-      static_cast<std::size_t>(std::clamp(std::floor(position), 0.0, static_cast<double>(values.size() - 1)));
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(below);
-  std::nth_element(values.begin(), middle, values.end());
-  const double low = *middle;
-  const double fraction = position - static_cast<double>(below);
-  if (fraction <= 0 || below + 1 >= values.size()) return low;
-  const double high = *std::min_element(middle + 1, values.end());
-  return low + fraction * (high - low);
-}
 
 std::vector<Thresholds> channel_thresholds(const CapturedRows& rows, std::span<const double> fractions,
                                            int threads) {

@@ -1,7 +1,8 @@
 // calib/thresholds.h: who is an outlier: quantile thresholds, per channel for keys and per token for values.
 //
 // For an outlier fraction p the thresholds are the p/2 and 1 - p/2 quantiles with linear interpolation
-// (Hyndman and Fan 1996, type 7; numpy's default). p = 0 gives minimum and maximum. KVQuant section 3.4.
+// (codec::quantile; Hyndman and Fan 1996, type 7; numpy's default). p = 0 gives minimum and maximum. KVQuant
+// section 3.4.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,6 @@ namespace kvcal::calib {
 struct Thresholds {
   std::vector<float> lower, upper;
 };
-
-/// The q-quantile of values, 0 <= q <= 1, linear interpolation. Reorders `values`; they are not empty and
-/// hold no NaN.
-[[nodiscard]] double quantile(std::span<float> values, double q);
 
 /// One pair per channel over all rows, for each fraction. A column at a time is copied, never the whole
 /// matrix.

@@ -1,8 +1,9 @@
-// calib/version.h: the version that codebooks are marked with; set by CMake from the project's.
+// calib/version.h: the version that the program reports and codebooks are marked with: the CMake project's.
 #pragma once
 
 namespace kvcal::calib {
 
-inline constexpr const char* kVersion = KVCAL_VERSION;
+/// "0.1.0"
+[[nodiscard]] const char* version();
 
 }  // namespace kvcal::calib

@@ -49,30 +49,55 @@ std::string identity_difference(const std::string& left_json, const std::string&
   return names;
 }
 
-WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) : path_(path) {
-  make_folder(path_);
-  lock_ = std::make_unique<base::FileLock>(path_ / "lock");
-  check_identity(identity_json);
+namespace {
+
+fs::path run_file(const fs::path& folder) {
+  return folder / "run.json";
 }
 
-void WorkFolder::check_identity(const std::string& identity_json) const {
-  const fs::path file = path_ / "run.json";
-  if (!fs::exists(file)) {
-    for (const auto& item : fs::directory_iterator(path_)) {
+fs::path losses_file(const fs::path& folder) {
+  return folder / "head.json";
+}
+
+fs::path layer_file(const fs::path& folder, int layer) {
+  return folder / numbered("layer_%04d.h5", layer);
+}
+
+// Throws where the folder belongs to another run, or to something else altogether.
+void check_identity(const fs::path& path, const std::string& identity_json) {
+  if (!fs::exists(run_file(path))) {
+    for (const auto& item : fs::directory_iterator(path)) {
       const std::string name = item.path().filename().string();
       if (name == "lock" || name.ends_with(".tmp")) continue;
       throw base::InvalidInput(
-          base::concat(path_.string(), " holds ", name,
+          base::concat(path.string(), " holds ", name,
                        ", which is not of a kvcal run; name an empty or new folder with --work"));
     }
-    base::write_file_atomically(file, identity_json);
     return;
   }
-  const std::string difference = identity_difference(base::read_text_file(file), identity_json);
+  const std::string difference = identity_difference(base::read_text_file(run_file(path)), identity_json);
   if (difference.empty()) return;
-  throw base::InvalidInput(base::concat("the work folder ", path_.string(),
+  throw base::InvalidInput(base::concat("the work folder ", path.string(),
                                         " belongs to another run: ", difference,
                                         " differ; remove it to start anew, or name another with --work"));
+}
+
+}  // namespace
+
+WorkState WorkFolder::state(const fs::path& path, const std::string& identity_json, int num_layers) {
+  WorkState state;
+  if (!fs::is_directory(path)) return state;
+  check_identity(path, identity_json);
+  for (int layer = 0; layer < num_layers; ++layer) state.layers_done += fs::exists(layer_file(path, layer));
+  state.forward_done = fs::exists(losses_file(path));
+  return state;
+}
+
+WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) : path_(path) {
+  make_folder(path_);
+  lock_ = std::make_unique<base::FileLock>(path_ / "lock");
+  check_identity(path_, identity_json);
+  if (!fs::exists(run_file(path_))) base::write_file_atomically(run_file(path_), identity_json);
 }
 
 fs::path WorkFolder::hidden_file(int layer) const {
@@ -83,12 +108,8 @@ fs::path WorkFolder::gradient_file(int layer) const {
   return path_ / numbered("gradient_%04d.bin", layer);
 }
 
-fs::path WorkFolder::layer_file(int layer) const {
-  return path_ / numbered("layer_%04d.h5", layer);
-}
-
 std::optional<std::vector<double>> WorkFolder::losses() const {
-  const fs::path file = path_ / "head.json";
+  const fs::path file = losses_file(path_);
   if (!fs::exists(file)) return std::nullopt;
   const json content = json::parse(base::read_text_file(file), nullptr, false);
   if (!content.is_array())
@@ -97,30 +118,30 @@ std::optional<std::vector<double>> WorkFolder::losses() const {
 }
 
 void WorkFolder::save_losses(const std::vector<double>& losses) const {
-  base::write_file_atomically(path_ / "head.json", json(losses).dump());
+  base::write_file_atomically(losses_file(path_), json(losses).dump());
 }
 
 bool WorkFolder::has_layer(int layer) const {
-  return fs::exists(layer_file(layer));
+  return fs::exists(layer_file(path_, layer));
 }
 
 std::optional<formats::LayerCodebook> WorkFolder::load_layer(int layer) const {
   if (!has_layer(layer)) return std::nullopt;
   try {
-    formats::Codebook codebook = formats::read_codebook(layer_file(layer));
+    formats::Codebook codebook = formats::read_codebook(layer_file(path_, layer));
     if (codebook.layers.size() == 1 && codebook.layers[0].index == layer)
       return std::move(codebook.layers[0]);
   } catch (const base::Error&) {
     // Damaged on disk: made again below.
   }
-  remove(layer_file(layer));
+  remove(layer_file(path_, layer));
   return std::nullopt;
 }
 
 void WorkFolder::save_layer(const formats::Codebook& frame, const formats::LayerCodebook& layer) const {
   formats::Codebook codebook = frame;
   codebook.layers = {layer};
-  formats::write_codebook(layer_file(layer.index), codebook);
+  formats::write_codebook(layer_file(path_, layer.index), codebook);
 }
 
 void WorkFolder::remove(const fs::path& file) const {

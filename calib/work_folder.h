@@ -22,12 +22,23 @@
 
 namespace kvcal::calib {
 
+/// How far an earlier run came.
+struct WorkState {
+  int layers_done = 0;        ///< layers that are fitted
+  bool forward_done = false;  ///< the forward pass and the head's losses are there
+};
+
 class WorkFolder {
  public:
   /// Makes the folder or goes on with it. Throws SystemError where it cannot be made or another run holds it;
   /// InvalidInput where it belongs to another model, other tokens or other options, naming what differs where
   /// it can. identity_json: what the fingerprint is made of, an object of strings.
   WorkFolder(const std::filesystem::path& path, const std::string& identity_json);
+
+  /// What a run that uses this folder would go on from; writes nothing, and the folder need not exist. Throws
+  /// InvalidInput as the constructor does.
+  [[nodiscard]] static WorkState state(const std::filesystem::path& path, const std::string& identity_json,
+                                       int num_layers);
 
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   [[nodiscard]] std::filesystem::path hidden_file(int layer) const;
@@ -49,9 +60,6 @@ class WorkFolder {
   void remove_all();
 
  private:
-  [[nodiscard]] std::filesystem::path layer_file(int layer) const;
-  void check_identity(const std::string& identity_json) const;
-
   std::filesystem::path path_;
   std::unique_ptr<base::FileLock> lock_;
 };

@@ -71,16 +71,10 @@ def test_without_a_subcommand():
     (["--sparsity-threshold=0.99"], ["--outliers 0.01"]),
     (["--first_few_fp16", "1"], ["--sinks 1"]),
     (["--abits", "3"], ["--bits"]),
-    (["--bits", "2,5"], ["--bits has 5", "2, 3 and 4"]),
-    (["--bits", "2,2"], ["--bits has 2 twice"]),
-    (["--outliers", "0.5"], ["--outliers has 0.5"]),
-    (["--outliers", "-0.1"], ["--outliers has -0.1"]),
     (["--outliers", "1%"], ["--outliers is '1%'"]),
     (["--samples", "0"], ["--samples is 0", "the least is 1"]),
     (["--seqlen", "many"], ["--seqlen is 'many'", "8K"]),
     (["--memory", "8Q"], ["--memory is '8Q'", "80GB"]),
-    (["--bos", "always"], ["--bos is 'always'", "auto, each, first or none"]),
-    (["--device", "gpu"], ["--device is 'gpu'", "cuda"]),
     (["--text", "a", "--tokens", "b"], ["--tokens", "--text"]),
     (["--quiet", "--verbose"], ["--verbose", "--quiet"]),
     ([], ["--model is missing"]),
@@ -90,6 +84,22 @@ def test_without_a_subcommand():
 ])
 def test_wrong_usage_of_calibrate(arguments, parts):
     refused(kvcal("calibrate", *arguments), 2, *parts)
+
+
+@pytest.mark.parametrize("option, value, parts", [
+    ("--bits", "2,5", ["--bits has 5", "2, 3 and 4"]),
+    ("--bits", "2,2", ["--bits has 2 twice"]),
+    ("--outliers", "0.5", ["--outliers has 0.5"]),
+    ("--outliers", "-0.1", ["--outliers has -0.1"]),
+    ("--outliers", "0.01,0.010", ["--outliers has 0.01 twice"]),
+    ("--bos", "always", ["--bos is 'always'", "auto, each, first or none"]),
+    ("--dtype", "int8", ["--dtype is 'int8'", "auto, float32 or bfloat16"]),
+    ("--device", "gpu", ["--device is 'gpu'", "cpu"]),
+    ("--value-scope", "row", ["--value-scope is 'row'", "token or head"]),
+])
+def test_values_that_calibrate_does_not_take(option, value, parts, tmp_path):
+    paths = ("--model", tmp_path / "m", "--text", tmp_path / "t", "--out", tmp_path / "o.h5")
+    refused(kvcal("calibrate", *paths, option, value), 2, *parts)
 
 
 def test_wrong_usage_elsewhere(tmp_path):
@@ -119,7 +129,7 @@ def test_config_file_gives_options_and_the_command_line_wins(tmp_path):
     assert len(json.loads(kvcal("kmeans", "--config", config, "--k", 3, "--json", "-").stdout)["centroids"]) == 3
     config.write_text("modle = there\n")
     refused(kvcal("calibrate", "--config", config), 2, "'modle'", "did you mean --model?")
-    config.write_text("bits = 2,5\n")
+    config.write_text("bits = 2,5\nmodel = m\ntext = t\nout = o.h5\n")
     refused(kvcal("calibrate", "--config", config), 2, "--bits has 5")
     config.write_text("[other]\nbits = 2\n")
     refused(kvcal("calibrate", "--config", config), 2, "[other]")

@@ -73,13 +73,13 @@ double plain_optimum(const FitSource& source, int clusters) {
 
 TEST(LayerFit, EveryDatatypeIsTheOptimum) {
   const LayerCapture capture = random_capture(90, 8);
-  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  const formats::LayerCodebook fit = fit_layer(capture, kGeometry, FitOptions{});
   for (const double fraction : {0.0, 0.01}) {
     const std::vector<double> fractions = {fraction};
     const CapturedRows rows(capture.keys);
     const auto thresholds = channel_thresholds(rows, fractions, 1);
     const FitSource source(rows, thresholds[0], 0, Weighting::kRange, 1);
-    const auto& set = fit.codebook.key.outliers[fraction == 0 ? 0 : 1];
+    const auto& set = fit.key.outliers[fraction == 0 ? 0 : 1];
     EXPECT_EQ(set.fraction, fraction);
     for (const auto& datatype : set.datatypes) {
       const double optimum = std::ldexp(plain_optimum(source, 1 << datatype.bits), source.weight_exponent());
@@ -95,7 +95,7 @@ TEST(LayerFit, ObjectiveIsThatOfRawWeights) {
   FitOptions options;
   options.bits = {3};
   options.outliers = {0};
-  const auto set = fit_layer(capture, kGeometry, options).codebook.key.outliers[0];
+  const auto set = fit_layer(capture, kGeometry, options).key.outliers[0];
   double sum = 0;
   for (std::int64_t r = 0; r < 200; ++r) {
     for (std::size_t c = 0; c < 8; ++c) {
@@ -131,59 +131,58 @@ TEST(LayerFit, IsTheSameForAnyNumberOfThreads) {
   const LayerCapture capture = random_capture(30000, 8);
   FitOptions options;
   options.threads = 1;
-  const LayerFit one = fit_layer(capture, kGeometry, options);
+  const formats::LayerCodebook one = fit_layer(capture, kGeometry, options);
   for (const int threads : {2, 5}) {
     options.threads = threads;
-    const LayerFit many = fit_layer(capture, kGeometry, options);
-    expect_equal(one.codebook.key, many.codebook.key);
-    expect_equal(one.codebook.value, many.codebook.value);
+    const formats::LayerCodebook many = fit_layer(capture, kGeometry, options);
+    expect_equal(one.key, many.key);
+    expect_equal(one.value, many.value);
   }
 }
 
 TEST(LayerFit, FisherChannelSumsSquaredGradients) {
   const LayerCapture capture = random_capture(100, 8);
-  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
+  const formats::LayerCodebook fit = fit_layer(capture, kGeometry, FitOptions{});
   for (std::size_t c = 0; c < 8; ++c) {
     double sum = 0;
     for (std::int64_t r = 0; r < 100; ++r)
       sum += std::pow(static_cast<double>(capture.values.gradients.row(r)[c]), 2);
-    EXPECT_FLOAT_EQ(fit.codebook.value.fisher_channel[c], static_cast<float>(sum));
+    EXPECT_FLOAT_EQ(fit.value.fisher_channel[c], static_cast<float>(sum));
   }
 }
 
 TEST(LayerFit, TinyGradientsDoNotUnderflow) {
-  const LayerFit normal = fit_layer(random_capture(300, 8, 1e-4), kGeometry, FitOptions{});
-  const LayerFit tiny = fit_layer(random_capture(300, 8, 1e-30), kGeometry, FitOptions{});
-  EXPECT_TRUE(tiny.warnings.empty());
+  const formats::LayerCodebook normal = fit_layer(random_capture(300, 8, 1e-4), kGeometry, FitOptions{});
+  const formats::LayerCodebook tiny = fit_layer(random_capture(300, 8, 1e-30), kGeometry, FitOptions{});
+  EXPECT_EQ(tiny.key.outliers[0].datatypes[0].weights, "fisher");
   for (std::size_t i = 0; i < 8; ++i) {
-    EXPECT_NEAR(tiny.codebook.key.outliers[1].datatypes[1].centroids[i],
-                normal.codebook.key.outliers[1].datatypes[1].centroids[i], 1e-5);
+    EXPECT_NEAR(tiny.key.outliers[1].datatypes[1].centroids[i],
+                normal.key.outliers[1].datatypes[1].centroids[i], 1e-5);
   }
 }
 
 TEST(LayerFit, WithoutAnyWeightEveryElementWeighsTheSame) {
   LayerCapture capture = random_capture(100, 8, 0);
-  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
-  EXPECT_EQ(fit.codebook.key.outliers[0].datatypes[0].weights, "uniform");
-  EXPECT_FALSE(fit.warnings.empty());
-  EXPECT_EQ(fit.codebook.key.fisher_channel[0], 0);
+  const formats::LayerCodebook fit = fit_layer(capture, kGeometry, FitOptions{});
+  EXPECT_EQ(fit.key.outliers[0].datatypes[0].weights, "uniform");
+  EXPECT_EQ(fit.key.fisher_channel[0], 0);
 }
 
 TEST(LayerFit, WithoutSensitivitiesTheWeightIsTheRangeAlone) {
   LayerCapture capture = random_capture(100, 8);
   capture.keys.gradients = Matrix();
   capture.values.gradients = Matrix();
-  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
-  EXPECT_EQ(fit.codebook.key.outliers[0].datatypes[0].weights, "none");
-  EXPECT_EQ(fit.codebook.key.fisher_channel[0], 100);
+  const formats::LayerCodebook fit = fit_layer(capture, kGeometry, FitOptions{});
+  EXPECT_EQ(fit.key.outliers[0].datatypes[0].weights, "none");
+  EXPECT_EQ(fit.key.fisher_channel[0], 100);
 }
 
 TEST(LayerFit, AConstantChannelIsLeftOut) {
   LayerCapture capture = random_capture(100, 8);
   for (std::int64_t r = 0; r < 100; ++r) capture.keys.x.row(r)[3] = 7.25F;
-  const LayerFit fit = fit_layer(capture, kGeometry, FitOptions{});
-  EXPECT_EQ(fit.codebook.key.outliers[0].lower[3], 7.25F);
-  EXPECT_EQ(fit.codebook.key.outliers[0].upper[3], 7.25F);
+  const formats::LayerCodebook fit = fit_layer(capture, kGeometry, FitOptions{});
+  EXPECT_EQ(fit.key.outliers[0].lower[3], 7.25F);
+  EXPECT_EQ(fit.key.outliers[0].upper[3], 7.25F);
   const std::vector<double> fractions = {0};
   const CapturedRows rows(capture.keys);
   const auto thresholds = channel_thresholds(rows, fractions, 1);
@@ -218,7 +217,7 @@ TEST(LayerFit, FewerDistinctPointsThanCentroidsRepeatsTheLast) {
   for (std::int64_t r = 0; r < 40; ++r) {
     for (float& value : capture.keys.x.row(r)) value = r % 2 == 0 ? -1.0F : 2.0F;
   }
-  const auto set = fit_layer(capture, kGeometry, FitOptions{}).codebook.key.outliers[0];
+  const auto set = fit_layer(capture, kGeometry, FitOptions{}).key.outliers[0];
   EXPECT_EQ(set.datatypes[0].centroids, (std::vector<float>{-1, 1, 1, 1}));
   EXPECT_EQ(set.datatypes[0].objective, 0);
   EXPECT_EQ(set.datatypes[0].qnorm_scale, 1);
@@ -244,19 +243,19 @@ class PlainSource final : public kmeans::PointSource {
 TEST(QNorm, RestoresMeanAndDeviation) {
   // Points -1, -0.5, 0.5, 1 quantised to -0.5, 0.75: mean 0 and deviation sqrt(0.625) against 0.125 and
   // 0.625.
-  const auto norms = qnorm(PlainSource({-1, -0.5, 0.5, 1}), {{-0.5F, 0.75F}}, 2);
+  const auto norms = qnorm(PlainSource({-1, -0.5, 0.5, 1}), {{-0.5F, -0.5F, 0.75F, 0.75F}}, 2);
   EXPECT_DOUBLE_EQ(norms[0].scale, std::sqrt(0.625) / 0.625);
   EXPECT_DOUBLE_EQ(norms[0].offset, -0.125 * norms[0].scale);
 }
 
 TEST(QNorm, OfASinglePointChangesNothing) {
-  const auto norms = qnorm(PlainSource({0.5F, 0.5F}), {{0.25F, 0.25F}}, 1);
+  const auto norms = qnorm(PlainSource({0.5F, 0.5F}), {{0.25F, 0.25F, 0.25F, 0.25F}}, 1);
   EXPECT_EQ(norms[0].scale, 1);
   EXPECT_EQ(norms[0].offset, 0);
 }
 
 TEST(ObjectiveOf, GivesAMidpointToTheLowerCentroid) {
-  EXPECT_DOUBLE_EQ(objective_of(PlainSource({0, 0.5, 1, 1}), std::vector<float>{0, 1}, 1), 0.25);
+  EXPECT_DOUBLE_EQ(objective_of(PlainSource({0, 0.5, 1, 1}), std::vector<float>{0, 0, 1, 1}, 1), 0.25);
 }
 
 }  // namespace

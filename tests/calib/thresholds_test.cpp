@@ -18,24 +18,6 @@ CapturedTensor random_tensor(std::int64_t rows, std::int64_t channels, unsigned 
   return tensor;
 }
 
-TEST(Quantile, InterpolatesLinearlyAsNumpyDoes) {
-  // numpy.quantile([1, 2, 4, 8], q)
-  const auto at = [](double q) {
-    std::vector<float> values = {8, 1, 4, 2};
-    return quantile(values, q);
-  };
-  EXPECT_DOUBLE_EQ(at(0), 1);
-  EXPECT_DOUBLE_EQ(at(1), 8);
-  EXPECT_DOUBLE_EQ(at(0.5), 3);
-  EXPECT_DOUBLE_EQ(at(0.25), 1.75);
-  EXPECT_NEAR(at(0.9), 6.8, 1e-12);
-}
-
-TEST(Quantile, OfOneValueIsThatValue) {
-  std::vector<float> one = {3.5F};
-  EXPECT_EQ(quantile(one, 0.3), 3.5);
-}
-
 TEST(ChannelThresholds, AreEachColumnsQuantiles) {
   const CapturedTensor tensor = random_tensor(501, 37, 1);
   const std::vector<double> fractions = {0, 0.02};

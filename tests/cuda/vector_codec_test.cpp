@@ -50,6 +50,11 @@ TEST(Quantile, InterpolatesLinearly) {
   EXPECT_EQ(quantile(values, 1), 10.0F);
 }
 
+TEST(Quantile, OfOneValueIsThatValue) {
+  std::vector<float> one = {3.5F};
+  EXPECT_EQ(quantile(one, 0.3), 3.5F);
+}
+
 TEST(VectorCodec, ValueWithoutOutliersIsWithinTheWidestGap) {
   const std::vector<float> x = normal_values(133, 3);
   const Datatype datatype = make_datatype(kNuq3);
