@@ -1,7 +1,6 @@
 #include "calib/fit_source.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/parallel.h"
 
@@ -37,7 +36,7 @@ FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int
   const auto census =
       base::blocked_sum<ChunkCensus>(num_chunks(), 1, threads, [&](std::int64_t chunk, std::int64_t) {
         ChunkCensus count;
-        visit(chunk, [&](float, double weight) {
+        visit(chunk, [&](double, double weight) {
           ++count.inliers;
           count.largest_weight = std::max(count.largest_weight, weight);
         });
@@ -45,7 +44,6 @@ FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int
       });
   inliers_ = census.inliers;
   largest_weight_ = census.largest_weight;
-  if (largest_weight_ > 0) weight_exponent_ = std::ilogb(largest_weight_);
 }
 
 std::int64_t FitSource::num_chunks() const {
@@ -72,20 +70,19 @@ void FitSource::visit(std::int64_t chunk, const Visit& visit) const {
         weight = gradient * gradient;
       }
       if (weighting_ == Weighting::kRange) weight *= normal.range * normal.range;
-      visit(static_cast<float>((value - normal.zero) / normal.range), weight);
+      visit((value - normal.zero) / normal.range, weight);
     }
   }
 }
 
-void FitSource::load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const {
+void FitSource::load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const {
   const auto capacity = static_cast<std::size_t>(rows_per_chunk_ * rows_.channels());
   points.resize(capacity);
   weights.resize(capacity);
   std::size_t count = 0;
-  const double scale = std::ldexp(1.0, -weight_exponent_);
-  visit(chunk, [&](float point, double weight) {
+  visit(chunk, [&](double point, double weight) {
     points[count] = point;
-    weights[count] = static_cast<float>(weight * scale);
+    weights[count] = weight;
     ++count;
   });
   points.resize(count);

@@ -19,9 +19,9 @@ enum class Weighting {
 };
 
 /// The points x' = (x - zero) / range and weights of all inliers: lower <= x <= upper and range > 0. No copy
-/// of the tensor is made; each load() computes a chunk anew. Weights are scaled by 2^-weight_exponent()
-/// against underflow in float.
-class FitSource final : public kmeans::PointSource {
+/// of the tensor is made; each load() computes a chunk anew, in double: in float the rounding of points would
+/// show in the objective's eighth digit, and squares of small gradients would underflow.
+class FitSource final : public kmeans::PointSource<double> {
  public:
   /// thresholds: one pair per channel (groups = 0), or per row and group. The rows and the thresholds outlive
   /// this object.
@@ -29,9 +29,8 @@ class FitSource final : public kmeans::PointSource {
             int threads);
 
   [[nodiscard]] std::int64_t num_chunks() const override;
-  void load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const override;
+  void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override;
 
-  [[nodiscard]] int weight_exponent() const { return weight_exponent_; }
   [[nodiscard]] std::int64_t inliers() const { return inliers_; }
   /// Whether every weight is zero (then only kUnit can be fitted).
   [[nodiscard]] bool weightless() const { return !(largest_weight_ > 0); }
@@ -46,7 +45,6 @@ class FitSource final : public kmeans::PointSource {
   int groups_;
   Weighting weighting_;
   std::int64_t rows_per_chunk_;
-  int weight_exponent_ = 0;
   std::int64_t inliers_ = 0;
   double largest_weight_ = 0;
 };

@@ -27,14 +27,14 @@ struct Moments {
   [[nodiscard]] double deviation() const { return count > 0 ? std::sqrt(squares / count) : 0; }
 };
 
-Moments moments_of(std::span<const float> values) {
+Moments moments_of(std::span<const double> values) {
   Moments result;
   result.count = static_cast<double>(values.size());
   if (values.empty()) return result;
   double sum = 0;
-  for (const float value : values) sum += value;
+  for (const double value : values) sum += value;
   result.mean = sum / result.count;
-  for (const float value : values) result.squares += (value - result.mean) * (value - result.mean);
+  for (const double value : values) result.squares += (value - result.mean) * (value - result.mean);
   return result;
 }
 
@@ -49,29 +49,33 @@ struct MomentSet {
 };
 
 struct Chunk {
-  std::vector<float> points, weights;
+  std::vector<double> points, weights;
 };
 
-Chunk load_chunk(const kmeans::PointSource& source, std::int64_t index) {
+Chunk load_chunk(const kmeans::PointSource<double>& source, std::int64_t index) {
   Chunk chunk;
   source.load(index, chunk.points, chunk.weights);
   return chunk;
 }
 
+double nearest_level(double point, const codec::Datatype& datatype) {
+  return datatype.levels[codec::nearest_code(static_cast<float>(point), datatype)];
+}
+
 }  // namespace
 
-std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<std::vector<float>>& centroids,
-                         int threads) {
+std::vector<QNorm> qnorm(const kmeans::PointSource<double>& source,
+                         const std::vector<std::vector<float>>& centroids, int threads) {
   const auto sum =
       base::blocked_sum<MomentSet>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
         const Chunk chunk = load_chunk(source, index);
         MomentSet set;
         set.parts.push_back(moments_of(chunk.points));
-        std::vector<float> quantised(chunk.points.size());
+        std::vector<double> quantised(chunk.points.size());
         for (const std::vector<float>& table : centroids) {
           const codec::Datatype datatype = codec::make_datatype(table);
           for (std::size_t i = 0; i < quantised.size(); ++i)
-            quantised[i] = datatype.levels[codec::nearest_code(chunk.points[i], datatype)];
+            quantised[i] = nearest_level(chunk.points[i], datatype);
           set.parts.push_back(moments_of(quantised));
         }
         return set;
@@ -87,16 +91,16 @@ std::vector<QNorm> qnorm(const kmeans::PointSource& source, const std::vector<st
   return norms;
 }
 
-double objective_of(const kmeans::PointSource& source, std::span<const float> centroids, int threads) {
+double objective_of(const kmeans::PointSource<double>& source, std::span<const float> centroids,
+                    int threads) {
   const codec::Datatype datatype = codec::make_datatype(centroids);
   return base::blocked_sum<double>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
     const Chunk chunk = load_chunk(source, index);
     double sum = 0;
     for (std::size_t i = 0; i < chunk.points.size(); ++i) {
-      const double error =
-          static_cast<double>(chunk.points[i]) -
-          static_cast<double>(datatype.levels[codec::nearest_code(chunk.points[i], datatype)]);
-      sum += static_cast<double>(chunk.weights[i]) * error * error;
+      const double error = static_cast<double>(chunk.points[i]) -
+                           static_cast<double>(nearest_level(chunk.points[i], datatype));
+      sum += chunk.weights[i] * error * error;
     }
     return sum;
   });

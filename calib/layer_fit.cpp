@@ -89,8 +89,8 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thr
     formats::Datatype datatype;
     datatype.bits = options.bits[i];
     datatype.centroids = round_centroids(solutions[i].centroids);
-    datatype.objective = std::ldexp(solutions[i].objective, source->weight_exponent());
-    datatype.lower_bound = std::ldexp(solutions[i].lower_bound, source->weight_exponent());
+    datatype.objective = solutions[i].objective;
+    datatype.lower_bound = solutions[i].lower_bound;
     datatype.weights = weights_name;
     centroids.push_back(datatype.centroids);
     datatypes.push_back(std::move(datatype));

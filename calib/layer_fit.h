@@ -36,11 +36,11 @@ struct QNorm {
   double scale = 1;
   double offset = 0;
 };
-[[nodiscard]] std::vector<QNorm> qnorm(const kmeans::PointSource& source,
+[[nodiscard]] std::vector<QNorm> qnorm(const kmeans::PointSource<double>& source,
                                        const std::vector<std::vector<float>>& centroids, int threads);
 
 /// sum w (x' - q(x'))^2 over the source, in its scaled weights.
-[[nodiscard]] double objective_of(const kmeans::PointSource& source, std::span<const float> centroids,
+[[nodiscard]] double objective_of(const kmeans::PointSource<double>& source, std::span<const float> centroids,
                                   int threads);
 
 /// How far the fits on the two halves of the sample (first and second half of the rows) differ, at the

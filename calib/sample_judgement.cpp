@@ -16,7 +16,8 @@ std::string percent(double share) {
 }
 
 std::int64_t more_samples(std::int64_t samples, double factor) {
-  return static_cast<std::int64_t>(std::ceil(static_cast<double>(samples) * std::min(factor, 64.0)));
+  // Rounding of the factor must not cost a sample.
+  return static_cast<std::int64_t>(std::ceil(static_cast<double>(samples) * std::min(factor, 64.0) - 1e-6));
 }
 
 // What the datatype that the halves were compared with leaves; 0 where it was not fitted to sensitivities

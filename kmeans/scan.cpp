@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 #include <string>
-#include <type_traits>
 
 #include "base/error.h"
 
@@ -16,10 +15,6 @@ constexpr std::int64_t kSpanChunk = std::int64_t{1} << 16;
 // two.
 constexpr std::size_t kSampleStride = 127;
 
-// Sums of doubles can leave double's range, sums of floats cannot.
-template <typename Real>
-using Wide = std::conditional_t<std::is_same_v<Real, float>, double, long double>;
-
 template <typename Real>
 struct ChunkScan {
   std::int64_t size = 0;
@@ -30,8 +25,8 @@ struct ChunkScan {
   Real smallest = std::numeric_limits<Real>::infinity();
   Real largest = -std::numeric_limits<Real>::infinity();
   Real largest_weight = 0;
-  Wide<Real> weight = 0;
-  Wide<Real> weighted = 0;  // sum w x
+  double weight = 0;
+  double weighted = 0;  // sum w x
   std::vector<SamplePoint<Real>> sample;
 };
 
@@ -50,8 +45,8 @@ void scan_lanes(const Chunk<Real>& chunk, ChunkScan<Real>& result) {
   Real heaviest[kLanes] = {};
   std::int32_t count[kLanes] = {};
   std::int32_t bad[kLanes] = {};
-  Wide<Real> weight[kLanes] = {};
-  Wide<Real> weighted[kLanes] = {};
+  double weight[kLanes] = {};
+  double weighted[kLanes] = {};
   std::fill_n(smallest, kLanes, kInfinity);
   std::fill_n(largest, kLanes, -kInfinity);
   const auto add = [&](std::size_t i, std::size_t lane) {
@@ -65,8 +60,8 @@ void scan_lanes(const Chunk<Real>& chunk, ChunkScan<Real>& result) {
     largest[lane] = high > largest[lane] ? high : largest[lane];
     heaviest[lane] = w > heaviest[lane] ? w : heaviest[lane];
     count[lane] += w > 0 ? 1 : 0;
-    weight[lane] += Wide<Real>(w);
-    weighted[lane] += Wide<Real>(w) * Wide<Real>(x);
+    weight[lane] += double{w};
+    weighted[lane] += double{w} * double{x};
   };
   const std::size_t whole = chunk.points.size() / kLanes * kLanes;
   for (std::size_t i = 0; i < whole; i += kLanes) {
@@ -146,7 +141,8 @@ Chunk<Real> SpanReader<Real>::read(std::int64_t chunk, ChunkBuffer<Real>& /*buff
   return {points_.subspan(begin, size), weights_.subspan(begin, size)};
 }
 
-Chunk<float> SourceReader::read(std::int64_t chunk, ChunkBuffer<float>& buffer) const {
+template <typename Real>
+Chunk<Real> SourceReader<Real>::read(std::int64_t chunk, ChunkBuffer<Real>& buffer) const {
   source_.load(chunk, buffer.points, buffer.weights);
   if (buffer.points.size() != buffer.weights.size()) {
     throw base::WrongUsage(base::concat("k-means: chunk ", chunk, " has ", buffer.points.size(),
@@ -166,8 +162,8 @@ Scan<Real> scan_points(const ChunkReader<Real>& reader, int threads) {
   Scan<Real> scan;
   scan.smallest = std::numeric_limits<Real>::infinity();
   scan.largest = -std::numeric_limits<Real>::infinity();
-  Wide<Real> weight = 0;
-  Wide<Real> weighted = 0;
+  double weight = 0;
+  double weighted = 0;
   std::int64_t size = 0;
   for (const ChunkScan<Real>& part : parts) {
     if (part.first_bad >= 0) refuse(size + part.first_bad, part.bad_point, part.bad_weight);
@@ -185,13 +181,17 @@ Scan<Real> scan_points(const ChunkReader<Real>& reader, int threads) {
     throw base::InvalidInput(
         base::concat("k-means: all ", size, " weights are zero; give weights of 1 for a plain fit"));
   }
-  scan.mean = std::clamp(static_cast<double>(weighted / weight), static_cast<double>(scan.smallest),
-                         static_cast<double>(scan.largest));
+  // Sums of doubles can leave double's range; then any centre between the points must do.
+  const double mean = weighted / weight;
+  scan.mean = std::isfinite(mean) ? std::clamp(mean, double{scan.smallest}, double{scan.largest})
+                                  : double{scan.smallest} / 2 + double{scan.largest} / 2;
   return scan;
 }
 
 template class SpanReader<float>;
 template class SpanReader<double>;
+template class SourceReader<float>;
+template class SourceReader<double>;
 template Scan<float> scan_points(const ChunkReader<float>&, int);
 template Scan<double> scan_points(const ChunkReader<double>&, int);
 

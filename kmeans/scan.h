@@ -50,14 +50,15 @@ class SpanReader final : public ChunkReader<Real> {
 };
 
 /// A caller's source.
-class SourceReader final : public ChunkReader<float> {
+template <typename Real>
+class SourceReader final : public ChunkReader<Real> {
  public:
-  explicit SourceReader(const PointSource& source) : source_(source) {}
+  explicit SourceReader(const PointSource<Real>& source) : source_(source) {}
   [[nodiscard]] std::int64_t num_chunks() const override { return source_.num_chunks(); }
-  [[nodiscard]] Chunk<float> read(std::int64_t chunk, ChunkBuffer<float>& buffer) const override;
+  [[nodiscard]] Chunk<Real> read(std::int64_t chunk, ChunkBuffer<Real>& buffer) const override;
 
  private:
-  const PointSource& source_;
+  const PointSource<Real>& source_;
 };
 
 /// The chunks are dealt to so many stripes. Sums kept by stripe, and added in order, are the same for any
@@ -90,7 +91,7 @@ struct Scan {
   Real smallest = 0;
   Real largest = 0;
   Real largest_weight = 0;
-  double mean = 0;  ///< weighted, between smallest and largest
+  double mean = 0;  ///< weighted, about; between smallest and largest
   std::vector<SamplePoint<Real>> sample;
 };
 

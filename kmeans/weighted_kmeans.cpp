@@ -200,9 +200,15 @@ Solution solve_spans(std::span<const Real> points, std::span<const Real> weights
   return Solver<Real>(reader, clusters, options.relative_gap, options.threads).run().front();
 }
 
-}  // namespace
+template <typename Real>
+std::vector<Solution> solve_source(const PointSource<Real>& source, std::span<const int> clusters,
+                                   double relative_gap, int threads) {
+  check_options(clusters, relative_gap);
+  const SourceReader<Real> reader(source);
+  return Solver<Real>(reader, clusters, relative_gap, threads).run();
+}
 
-PointSource::~PointSource() = default;
+}  // namespace
 
 Solution solve(std::span<const float> points, std::span<const float> weights, const Options& options) {
   return solve_spans(points, weights, options);
@@ -212,10 +218,14 @@ Solution solve(std::span<const double> points, std::span<const double> weights, 
   return solve_spans(points, weights, options);
 }
 
-std::vector<Solution> solve_all(const PointSource& source, std::span<const int> clusters, double relative_gap,
-                                int threads) {
-  check_options(clusters, relative_gap);
-  return Solver<float>(SourceReader(source), clusters, relative_gap, threads).run();
+std::vector<Solution> solve_all(const PointSource<float>& source, std::span<const int> clusters,
+                                double relative_gap, int threads) {
+  return solve_source(source, clusters, relative_gap, threads);
+}
+
+std::vector<Solution> solve_all(const PointSource<double>& source, std::span<const int> clusters,
+                                double relative_gap, int threads) {
+  return solve_source(source, clusters, relative_gap, threads);
 }
 
 }  // namespace kvcal::kmeans

@@ -42,19 +42,24 @@ struct Solution {
                              const Options& options);
 
 /// Points and weights that come in chunks, so that a layer needs no one array. Chunks of 2^14 to 2^20 points
-/// run best: a chunk is the unit of parallel work, and each thread holds one at a time.
+/// run best: a chunk is the unit of parallel work, and each thread holds one at a time. Real: float or
+/// double.
+template <typename Real>
 class PointSource {
  public:
-  virtual ~PointSource();
+  virtual ~PointSource() = default;
   [[nodiscard]] virtual std::int64_t num_chunks() const = 0;
   /// Resizes and fills points and weights with those of a chunk, which may be empty. Called from several
   /// threads at once and several times for each chunk; always gives the same.
-  virtual void load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const = 0;
+  virtual void load(std::int64_t chunk, std::vector<Real>& points, std::vector<Real>& weights) const = 0;
 };
 
 /// One Solution for each of `clusters` (each 1 to 256, in any order), all from the same few passes over the
 /// data. Throws as solve() does, indices counted over the chunks in order; rethrows what load() throws.
-[[nodiscard]] std::vector<Solution> solve_all(const PointSource& source, std::span<const int> clusters,
+[[nodiscard]] std::vector<Solution> solve_all(const PointSource<float>& source, std::span<const int> clusters,
                                               double relative_gap, int threads);
+[[nodiscard]] std::vector<Solution> solve_all(const PointSource<double>& source,
+                                              std::span<const int> clusters, double relative_gap,
+                                              int threads);
 
 }  // namespace kvcal::kmeans

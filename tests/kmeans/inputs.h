@@ -89,7 +89,7 @@ Input<Real> random_input(Random& random, int size, int point_shape, int weight_s
 }
 
 /// An input in chunks of given sizes; the last chunk takes the rest.
-class ChunkedSource final : public PointSource {
+class ChunkedSource final : public PointSource<float> {
  public:
   ChunkedSource(const Input<float>& input, std::vector<std::size_t> sizes) : input_(input) {
     begins_.push_back(0);

@@ -235,7 +235,7 @@ TEST(WeightedKmeans, RefusesWrongOptions) {
 }
 
 TEST(WeightedKmeans, PassesOnWhatASourceThrows) {
-  class Failing final : public PointSource {
+  class Failing final : public PointSource<float> {
    public:
     [[nodiscard]] std::int64_t num_chunks() const override { return 40; }
     void load(std::int64_t chunk, std::vector<float>& points, std::vector<float>& weights) const override {
