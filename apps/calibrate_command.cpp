@@ -269,6 +269,9 @@ int run_calibrate(const std::vector<std::string>& arguments) {
     const bool text_wanted =
         !options.dry_run && !parsed.json.to_stdout() && parsed.verbosity != Verbosity::kQuiet;
     if (text_wanted) print(report_text(report, options));
+    if (options.dry_run && report.already_done && !parsed.json.to_stdout())
+      print(
+          concat(options.out.string(), " is the finished result of this very run; there is nothing to do\n"));
   } catch (const base::Interrupted& error) {
     progress.clear();
     const std::string work = options.work.empty() ? options.out.string() + ".work" : options.work.string();

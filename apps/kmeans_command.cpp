@@ -108,7 +108,16 @@ int run_kmeans(const std::vector<std::string>& arguments) {
 
   const auto start = std::chrono::steady_clock::now();
   std::int64_t count = 0;
-  const kmeans::Solution solution = solve(options, count);
+  kmeans::Solution solution;
+  try {
+    solution = solve(options, count);
+  } catch (const base::InvalidInput& error) {
+    const std::string what = error.what();
+    if (what.find(options.points.string()) != std::string::npos) throw;
+    throw base::InvalidInput(concat(options.points.string(),
+                                    options.weights.empty() ? "" : concat(", ", options.weights.string()),
+                                    ": ", what));
+  }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   options.json.write({{"n", count},
                       {"k", options.clusters},

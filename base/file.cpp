@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
+#include <csignal>
 #include <cstdint>
 #include <utility>
 
@@ -119,6 +121,21 @@ std::string read_text_file(const std::filesystem::path& path) {
 
 std::filesystem::path temporary_name(const std::filesystem::path& path) {
   return path.parent_path() / concat(".", path.filename().string(), ".", ::getpid(), ".tmp");
+}
+
+void remove_temporaries(const std::filesystem::path& folder, const std::string& filename) {
+  const std::string prefix = filename.empty() ? "." : "." + filename + ".";
+  std::error_code ignored;
+  for (const auto& item : std::filesystem::directory_iterator(folder, ignored)) {
+    std::string name = item.path().filename().string();
+    if (!name.starts_with(prefix) || !name.ends_with(".tmp")) continue;
+    name.resize(name.size() - 4);
+    const std::string_view number = std::string_view(name).substr(name.rfind('.') + 1);
+    pid_t process = 0;
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), process);
+    const bool ours = error == std::errc() && end == number.data() + number.size() && process > 0;
+    if (ours && ::kill(process, 0) != 0 && errno == ESRCH) std::filesystem::remove(item.path(), ignored);
+  }
 }
 
 void publish_file(const std::filesystem::path& temporary, const std::filesystem::path& path) {

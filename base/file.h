@@ -51,6 +51,10 @@ void publish_file(const std::filesystem::path& temporary, const std::filesystem:
 /// process.
 [[nodiscard]] std::filesystem::path temporary_name(const std::filesystem::path& path);
 
+/// Removes what processes that are no more left in `folder` under a temporary_name() of `filename` (of any
+/// file where it is empty).
+void remove_temporaries(const std::filesystem::path& folder, const std::string& filename = {});
+
 /// An exclusive advisory lock on a file (made where missing), held while this object lives; the kernel drops
 /// it with the process, so a killed run leaves no stale lock.
 class FileLock {

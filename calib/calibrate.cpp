@@ -81,7 +81,7 @@ bool finished_before(const CalibrationJob& job, formats::Codebook& codebook) {
   const fs::path& out = job.options.out;
   if (!fs::exists(out)) return false;
   if (fs::is_directory(out)) {
-    throw base::WrongUsage(base::concat("--out ", out.string(), " is a folder; name the file to write"));
+    throw base::SystemError(base::concat("--out ", out.string(), " is a folder; name the file to write"));
   }
   std::string reason = "is not a kvcal codebook";
   try {
@@ -105,9 +105,25 @@ void check_writable(const fs::path& out, bool dry_run) {
                                          " does not exist; make it first"));
   }
   if (dry_run) return;
+  base::remove_temporaries(folder, out.filename().string());
   const fs::path probe = base::temporary_name(out);
-  base::write_file_atomically(probe, std::string_view());
+  try {
+    base::write_file_atomically(probe, std::string_view());
+  } catch (const base::SystemError& error) {
+    throw base::SystemError(base::concat("cannot write ", out.string(), " (", error.what(),
+                                         "); name a file in a folder that can be written to with --out"));
+  }
   fs::remove(probe);
+}
+
+// A run that was killed after it wrote its result left its work folder.
+void remove_leftover(const CalibrationJob& job) {
+  if (job.options.dry_run || !fs::is_directory(job.options.work)) return;
+  try {
+    WorkFolder(job.options.work, job.identity_json).remove_all();
+  } catch (const base::Error&) {
+    // Another run's, which is none of ours.
+  }
 }
 
 /// The passes and fits from what the work folder holds to the finished codebook.
@@ -156,7 +172,11 @@ CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& p
   CalibrationReport report;
   report.already_done = finished_before(job, report.codebook);
   report.plan = make_plan(job);
-  if (report.already_done) return report;
+  progress.check_interrupted();
+  if (report.already_done) {
+    remove_leftover(job);
+    return report;
+  }
   report.plan.earlier = WorkFolder::state(report.plan.work, job.identity_json, job.config.num_layers);
   check_writable(job.options.out, job.options.dry_run);
   if (listener != nullptr) listener->on_plan(report.plan);

@@ -117,7 +117,7 @@ void check_lengths(const CalibrationJob& job) {
 }
 
 std::vector<std::string> judge_windows(const CalibrationJob& job) {
-  std::vector<std::string> warnings;
+  std::vector<std::string> warnings = job.windows.warnings;
   if (job.windows.chat_template_without_special) {
     warnings.emplace_back(
         "the model has a chat template and the text holds none of its special tokens; what it serves are "
@@ -184,7 +184,7 @@ void fill_frame(CalibrationJob& job) {
   info.tokens = job.windows.tokens();
   info.bos = job.windows.bos;
   info.sinks = job.options.sinks;
-  info.seed = job.options.seed;
+  info.seed = job.options.tokens.empty() ? job.options.seed : 0;  // given tokens are taken as they are
   info.dtype = job.options.dtype;
   info.device = job.options.device;
   info.value_scope = job.options.value_scope;

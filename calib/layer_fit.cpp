@@ -41,7 +41,19 @@ std::vector<float> fisher_channel(const CapturedTensor& tensor, int threads) {
   return sums;
 }
 
-void check_half_range(const Thresholds& thresholds, const TensorName& name, bool per_channel) {
+// Where a pair of thresholds stands: a channel of keys; of values the token, and its largest channel.
+std::string place_of(const CapturedRows& rows, std::size_t pair, int groups) {
+  if (groups == 0) return base::concat("channel ", pair);
+  const auto row = static_cast<std::int64_t>(pair) / groups;
+  const auto x = rows.x(row);
+  const auto largest =
+      std::ranges::max_element(x, [](float a, float b) { return std::abs(a) < std::abs(b); });
+  return base::concat("channel ", largest - x.begin(), " of captured token ", row);
+}
+
+// groups: 0 for a pair per channel.
+void check_half_range(const CapturedRows& rows, const Thresholds& thresholds, const TensorName& name,
+                      int groups) {
   for (std::size_t i = 0; i < thresholds.lower.size(); ++i) {
     const Normaliser normal = normaliser(thresholds.lower[i], thresholds.upper[i]);
     const auto overflows = [](double value) {
@@ -49,8 +61,9 @@ void check_half_range(const Thresholds& thresholds, const TensorName& name, bool
     };
     if (!overflows(normal.zero) && !overflows(normal.range)) continue;
     throw base::InvalidInput(base::concat(
-        name.text(), ", ", per_channel ? "channel " : "token ", i, ": thresholds ", thresholds.lower[i],
-        " and ", thresholds.upper[i], " give a scale or zero beyond fp16 (65504), in which they are stored"));
+        name.text(), ", ", place_of(rows, i, groups), ": thresholds ", thresholds.lower[i], " and ",
+        thresholds.upper[i],
+        " give a scale or zero beyond fp16 (65504), in which they are stored; is the checkpoint damaged?"));
   }
 }
 
@@ -112,7 +125,7 @@ formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const TensorNam
       per_channel ? channel_thresholds(rows, options.outliers, options.threads)
                   : row_thresholds(rows, groups, options.outliers, options.threads);
   for (std::size_t f = 0; f < options.outliers.size(); ++f) {
-    check_half_range(thresholds[f], name, per_channel);
+    check_half_range(rows, thresholds[f], name, per_channel ? 0 : groups);
     formats::OutlierSet set;
     set.fraction = options.outliers[f];
     if (per_channel) {

@@ -92,7 +92,13 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
 
 std::unique_ptr<Model> load_model(const ModelConfig& config, std::shared_ptr<const WeightLoader> weights) {
   for (const Architecture& known : architectures()) {
-    if (known.name == config.architecture) return known.make_model(config, std::move(weights));
+    if (known.name != config.architecture) continue;
+    auto model = known.make_model(config, weights);
+    for (const TensorSpec& spec : model->embedding_tensors()) weights->check(spec);
+    for (int layer = 0; layer <= config.num_layers; ++layer) {
+      for (const TensorSpec& spec : model->tensors(layer)) weights->check(spec);
+    }
+    return model;
   }
   throw base::InvalidInput(base::concat("the architecture ", config.architecture, " is not known"));
 }

@@ -37,8 +37,11 @@ class Model {
   /// Throws InvalidInput naming the tensor that is missing, of another shape, or not finite.
   [[nodiscard]] virtual std::unique_ptr<fisher::Block> load_block(int layer) const = 0;
   [[nodiscard]] virtual std::unique_ptr<fisher::Head> load_head() const = 0;
-  /// The tensors of a layer (layer = num_layers: of the head), for reading ahead and for the memory plan.
-  [[nodiscard]] virtual std::vector<std::string> tensor_names(int layer) const = 0;
+  /// Every tensor that embed() reads.
+  [[nodiscard]] virtual std::vector<TensorSpec> embedding_tensors() const = 0;
+  /// Every tensor that load_block() reads; those of load_head() where layer = num_layers. For checking a
+  /// checkpoint before any work, and for reading ahead.
+  [[nodiscard]] virtual std::vector<TensorSpec> tensors(int layer) const = 0;
 };
 
 /// A family of models: how its config.json is read and its model made. calib/models/ holds one file for each.
@@ -57,7 +60,8 @@ struct Architecture {
 /// (with the list of those that are); a checkpoint whose weights are quantised (with the way to convert it).
 [[nodiscard]] ModelConfig read_model_config(const std::filesystem::path& folder);
 
-/// The model of a folder whose arithmetic is in `dtype` (at::kFloat or at::kBFloat16).
+/// The model of a config and its weights, every tensor's presence, shape and type checked by the headers.
+/// Throws InvalidInput naming file and tensor.
 [[nodiscard]] std::unique_ptr<Model> load_model(const ModelConfig& config,
                                                 std::shared_ptr<const WeightLoader> weights);
 

@@ -110,7 +110,9 @@ std::string ConfigReader::text(const std::string& key, const std::string& fallba
 RopeConfig read_rope_config(const ConfigReader& config, std::int64_t max_positions) {
   RopeConfig rope;
   rope.theta = config.positive("rope_theta", rope.theta);
-  const std::string key = !config.is_null("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  // As transformers: rope_scaling, where it says anything, before rope_parameters.
+  const bool old_form = !config.is_null("rope_scaling") && !config.object().at("rope_scaling").empty();
+  const std::string key = old_form ? "rope_scaling" : "rope_parameters";
   if (config.is_null(key)) return rope;
   const json& scaling = config.object().at(key);
   if (!scaling.is_object()) config.fail(key, "expected an object");
@@ -133,7 +135,7 @@ RopeConfig read_rope_config(const ConfigReader& config, std::int64_t max_positio
   if (rope.type == "llama3") {
     rope.low_freq_factor = fields.positive("low_freq_factor");
     rope.high_freq_factor = fields.positive("high_freq_factor");
-    rope.original_max_positions = fields.integer("original_max_position_embeddings", 1);
+    rope.original_max_positions = fields.integer("original_max_position_embeddings", 1, max_positions);
     if (rope.high_freq_factor <= rope.low_freq_factor) {
       fields.fail("high_freq_factor",
                   base::concat("expected more than low_freq_factor, ", rope.low_freq_factor));

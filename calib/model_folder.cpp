@@ -74,7 +74,7 @@ void refuse_file(const fs::path& file) {
 void refuse_foreign_folder(const fs::path& folder) {
   for (const auto& item : fs::directory_iterator(folder)) {
     const std::string name = item.path().filename().string();
-    if (item.path().extension() == ".gguf") refuse_file(item.path());
+    if (item.path().extension() == ".gguf" || item.path().extension() == ".bin") refuse_file(item.path());
     if (name.starts_with("consolidated.") && item.path().extension() == ".pth") {
       throw base::InvalidInput(base::concat(
           folder.string(), " holds ", name,

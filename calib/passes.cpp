@@ -61,6 +61,7 @@ bool Passes::forward_done() const {
 
 void Passes::embed_samples() {
   const at::NoGradGuard no_graph;
+  for (const TensorSpec& spec : job_.model->embedding_tensors()) job_.weights->check_values(spec);
   for (std::int64_t i = 0; i < samples(); ++i) {
     const at::Tensor embedded = job_.model->embed(job_.windows.sample(i));
     check_finite(embedded, 0, i, "embeddings");
@@ -79,7 +80,7 @@ void Passes::forward() {
   const at::NoGradGuard no_graph;
   std::int64_t done = tokens * layer;
   for (; layer < layers_; ++layer) {
-    job_.weights->will_need(job_.model->tensor_names(layer + 1));
+    job_.weights->will_need(job_.model->tensors(layer + 1));
     {
       const auto block = job_.model->load_block(layer);
       for (std::int64_t i = 0; i < samples(); ++i) {
@@ -92,7 +93,7 @@ void Passes::forward() {
       }
     }
     hidden_.finish(layer + 1);
-    job_.weights->dont_need(job_.model->tensor_names(layer));
+    job_.weights->dont_need(job_.model->tensors(layer));
   }
   progress_.end_stage();
 }
@@ -122,7 +123,7 @@ double Passes::head() {
     if (with_gradients()) gradients_.finish(layers_);
     folder_.save_losses(*losses);
     hidden_.drop(layers_);
-    job_.weights->dont_need(job_.model->tensor_names(layers_));
+    job_.weights->dont_need(job_.model->tensors(layers_));
     progress_.end_stage();
   }
   return std::accumulate(losses->begin(), losses->end(), 0.0) / static_cast<double>(losses->size());
@@ -143,7 +144,7 @@ LayerCapture Passes::backward_layer(int layer) {
     tensor->x = Matrix(rows, std::int64_t{geometry.kv_heads} * dim);
     if (with_gradients()) tensor->gradients = Matrix(rows, std::int64_t{geometry.kv_heads} * dim);
   }
-  if (layer > 0) job_.weights->will_need(job_.model->tensor_names(layer - 1));
+  if (layer > 0) job_.weights->will_need(job_.model->tensors(layer - 1));
   const bool with_input = with_gradients() && layer > 0;
   {
     const auto block = job_.model->load_block(layer);
@@ -174,7 +175,7 @@ LayerCapture Passes::backward_layer(int layer) {
     }
   }
   if (with_input) gradients_.finish(layer);
-  job_.weights->dont_need(job_.model->tensor_names(layer));
+  job_.weights->dont_need(job_.model->tensors(layer));
   return capture;
 }
 

@@ -36,15 +36,15 @@ struct Text {
 };
 
 Text tokenise(const std::filesystem::path& file, const TextSampling& sampling,
-              const formats::Tokenizer& tokenizer, base::Progress& progress) {
+              const formats::Tokenizer& tokenizer, std::vector<std::string>& warnings) {
   const base::MappedFile mapped(file);
   if (mapped.bytes().empty()) throw base::InvalidInput(base::concat(file.string(), ": the text is empty"));
   Text text;
   text.info = {file.filename().string(), base::sha256_hex(mapped.bytes())};
   const formats::DecodedText decoded = formats::decode_utf8_lossy(mapped.bytes());
   if (decoded.replaced > 0) {
-    progress.warning(base::concat(file.string(), ": not valid UTF-8 in ", decoded.replaced,
-                                  " places, each read as U+FFFD; is it a text, and in this encoding?"));
+    warnings.push_back(base::concat(file.string(), ": not valid UTF-8 in ", decoded.replaced,
+                                    " places, each read as U+FFFD; is it a text, and in this encoding?"));
   }
   text.ids = tokenizer.encode(decoded.text, formats::EncodeOptions{sampling.parse_special});
   return text;
@@ -122,7 +122,8 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
   bool special = false;
   for (std::int64_t i = 0; i < files; ++i) {
     const std::filesystem::path& file = sampling.files[static_cast<std::size_t>(i)];
-    const Text text = tokenise(file, sampling, tokenizer, progress);
+    progress.check_interrupted();
+    const Text text = tokenise(file, sampling, tokenizer, result.warnings);
     special = special || holds_special(text.ids, tokenizer);
     const std::int64_t share = sampling.samples / files + (i < sampling.samples % files ? 1 : 0);
     const auto tokens = static_cast<std::int64_t>(text.ids.size());

@@ -20,6 +20,7 @@ struct TokenWindows {
   std::vector<std::int32_t> ids;
   std::vector<formats::TextInfo> texts;  ///< file names and SHA-256 of their bytes; empty for a token array
   std::string bos;                       ///< each, first, none; "given" for a token array
+  std::vector<std::string> warnings;     ///< of the texts themselves: not valid UTF-8
   bool chat_template_without_special =
       false;  ///< the model has a chat template, the texts hold no special token
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "base/checked.h"
@@ -9,6 +10,9 @@
 
 namespace kvcal::calib {
 namespace {
+
+// Rows of a matrix that are looked at together: some megabytes of an embedding.
+constexpr std::int64_t kRowsAtOnce = 4096;
 
 std::string shape_text(std::span<const std::int64_t> shape) {
   std::string text = "[";
@@ -64,19 +68,33 @@ void check_finite(const formats::TensorView& tensor, const at::Tensor& values) {
 WeightLoader::WeightLoader(const std::filesystem::path& folder, at::ScalarType dtype)
     : checkpoint_(folder), dtype_(dtype) {}
 
-at::Tensor WeightLoader::load(const std::string& name, std::initializer_list<std::int64_t> shape) const {
-  const formats::TensorView& tensor = checkpoint_.get(name);
-  check_shape(tensor, std::span(shape.begin(), shape.size()));
+void WeightLoader::check(const TensorSpec& spec) const {
+  const formats::TensorView& tensor = checkpoint_.get(spec.name);
+  check_shape(tensor, spec.shape);
+  (void)scalar_type(tensor);
+}
+
+void WeightLoader::check_values(const TensorSpec& spec) const {
+  check(spec);
+  const formats::TensorView& tensor = checkpoint_.get(spec.name);
+  const at::Tensor values = view_tensor(tensor);
+  const std::int64_t rows = values.dim() > 0 ? values.size(0) : 0;
+  for (std::int64_t first = 0; first < rows; first += kRowsAtOnce)
+    check_finite(tensor, values.slice(0, first, std::min(rows, first + kRowsAtOnce)));
+  checkpoint_.advise_dont_need(tensor);
+}
+
+at::Tensor WeightLoader::load(const TensorSpec& spec) const {
+  check(spec);
+  const formats::TensorView& tensor = checkpoint_.get(spec.name);
   const at::Tensor stored = view_tensor(tensor);
   check_finite(tensor, stored);
   return stored.to(dtype_);
 }
 
-at::Tensor WeightLoader::load_rows(const std::string& name, std::int64_t rows, std::int64_t columns,
-                                   const at::Tensor& indices) const {
-  const formats::TensorView& tensor = checkpoint_.get(name);
-  const std::int64_t shape[] = {rows, columns};
-  check_shape(tensor, shape);
+at::Tensor WeightLoader::load_rows(const TensorSpec& spec, const at::Tensor& indices) const {
+  check(spec);
+  const formats::TensorView& tensor = checkpoint_.get(spec.name);
   const at::Tensor picked = view_tensor(tensor).index_select(0, indices);
   check_finite(tensor, picked);
   return picked.to(dtype_);
@@ -94,15 +112,15 @@ std::int64_t WeightLoader::parameters() const {
   return total;
 }
 
-void WeightLoader::will_need(const std::vector<std::string>& names) const {
-  for (const std::string& name : names) {
-    if (const auto* tensor = checkpoint_.find(name)) checkpoint_.advise_will_need(*tensor);
+void WeightLoader::will_need(const std::vector<TensorSpec>& specs) const {
+  for (const TensorSpec& spec : specs) {
+    if (const auto* tensor = checkpoint_.find(spec.name)) checkpoint_.advise_will_need(*tensor);
   }
 }
 
-void WeightLoader::dont_need(const std::vector<std::string>& names) const {
-  for (const std::string& name : names) {
-    if (const auto* tensor = checkpoint_.find(name)) checkpoint_.advise_dont_need(*tensor);
+void WeightLoader::dont_need(const std::vector<TensorSpec>& specs) const {
+  for (const TensorSpec& spec : specs) {
+    if (const auto* tensor = checkpoint_.find(spec.name)) checkpoint_.advise_dont_need(*tensor);
   }
 }
 

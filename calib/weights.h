@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
-#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -12,18 +11,29 @@
 
 namespace kvcal::calib {
 
+/// A tensor that a model reads, as config.json says it must be.
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+};
+
 class WeightLoader {
  public:
   /// folder: a checkpoint; dtype: at::kFloat or at::kBFloat16. Reads and checks the headers only.
   WeightLoader(const std::filesystem::path& folder, at::ScalarType dtype);
 
+  /// By the headers alone. Throws InvalidInput naming file and tensor where it is missing, or of another
+  /// shape or type than F32, F16, BF16.
+  void check(const TensorSpec& spec) const;
+  /// Reads the whole tensor, some rows at a time. Throws InvalidInput naming file and tensor where it holds
+  /// NaN or infinity.
+  void check_values(const TensorSpec& spec) const;
+
   /// The tensor in the compute type: a view of the mapped file where that holds it so, else a copy. Throws
-  /// InvalidInput naming file and tensor where it is missing, of another shape or type than F32, F16, BF16,
-  /// or holds NaN or infinity.
-  [[nodiscard]] at::Tensor load(const std::string& name, std::initializer_list<std::int64_t> shape) const;
-  /// As load(), for some rows of a matrix [rows, columns]: an embedding's.
-  [[nodiscard]] at::Tensor load_rows(const std::string& name, std::int64_t rows, std::int64_t columns,
-                                     const at::Tensor& indices) const;
+  /// InvalidInput as check() and check_values() do.
+  [[nodiscard]] at::Tensor load(const TensorSpec& spec) const;
+  /// As load(), for some rows of a matrix: an embedding's. Only those are checked for NaN and infinity.
+  [[nodiscard]] at::Tensor load_rows(const TensorSpec& spec, const at::Tensor& indices) const;
   [[nodiscard]] bool contains(const std::string& name) const;
   [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
   [[nodiscard]] const formats::Checkpoint& checkpoint() const { return checkpoint_; }
@@ -31,9 +41,9 @@ class WeightLoader {
   /// Elements of all tensors.
   [[nodiscard]] std::int64_t parameters() const;
 
-  /// Tells the kernel that these will be read soon, or not again. Names that are not there are passed over.
-  void will_need(const std::vector<std::string>& names) const;
-  void dont_need(const std::vector<std::string>& names) const;
+  /// Tells the kernel that these will be read soon, or not again. What is not there is passed over.
+  void will_need(const std::vector<TensorSpec>& specs) const;
+  void dont_need(const std::vector<TensorSpec>& specs) const;
 
  private:
   formats::Checkpoint checkpoint_;

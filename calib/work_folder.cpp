@@ -97,6 +97,7 @@ WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) :
   make_folder(path_);
   lock_ = std::make_unique<base::FileLock>(path_ / "lock");
   check_identity(path_, identity_json);
+  base::remove_temporaries(path_);
   if (!fs::exists(run_file(path_))) base::write_file_atomically(run_file(path_), identity_json);
 }
 
@@ -150,9 +151,9 @@ void WorkFolder::remove(const fs::path& file) const {
 }
 
 void WorkFolder::remove_all() {
-  lock_.reset();
   std::error_code ignored;
   fs::remove_all(path_, ignored);
+  lock_.reset();
 }
 
 }  // namespace kvcal::calib

@@ -56,7 +56,7 @@ class WorkFolder {
 
   /// Removes a file of the folder that is no longer needed.
   void remove(const std::filesystem::path& file) const;
-  /// Removes the whole folder: the run is done.
+  /// Removes the whole folder, held until it is gone: the run is done.
   void remove_all();
 
  private:

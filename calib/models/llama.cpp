@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <functional>
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -37,35 +37,66 @@ struct Linear {
   at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
 };
 
-Linear load_linear(const WeightLoader& weights, const std::string& name, std::int64_t out, std::int64_t in,
-                   bool bias) {
-  Linear linear{weights.load(name + ".weight", {out, in}), {}};
-  if (bias) linear.bias = weights.load(name + ".bias", {out});
-  return linear;
-}
+/// The tensors of one layer: their shapes, and by them their values.
+class LayerTensors {
+ public:
+  LayerTensors(const ModelConfig& config, int layer) : prefix_(base::concat("model.layers.", layer, ".")) {
+    const std::int64_t hidden = config.hidden_size;
+    const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
+    const std::int64_t kv = std::int64_t{config.num_kv_heads} * config.head_dim;
+    add("input_layernorm.weight", {hidden});
+    add("post_attention_layernorm.weight", {hidden});
+    add_linear("self_attn.q_proj", query, hidden, config.attention_bias);
+    add_linear("self_attn.k_proj", kv, hidden, config.attention_bias);
+    add_linear("self_attn.v_proj", kv, hidden, config.attention_bias);
+    add_linear("self_attn.o_proj", hidden, query, config.attention_bias);
+    add_linear("mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
+    add_linear("mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
+    add_linear("mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
+  }
 
-std::string layer_prefix(int layer) {
-  return base::concat("model.layers.", layer, ".");
-}
+  [[nodiscard]] const std::vector<TensorSpec>& specs() const { return specs_; }
+
+  [[nodiscard]] at::Tensor load(const WeightLoader& weights, const std::string& name) const {
+    return weights.load(*find(name));
+  }
+  [[nodiscard]] Linear load_linear(const WeightLoader& weights, const std::string& name) const {
+    const TensorSpec* bias = find(name + ".bias");
+    return {load(weights, name + ".weight"), bias != nullptr ? weights.load(*bias) : at::Tensor()};
+  }
+
+ private:
+  void add(const std::string& name, std::vector<std::int64_t> shape) {
+    specs_.push_back({prefix_ + name, std::move(shape)});
+  }
+  void add_linear(const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
+    add(name + ".weight", {out, in});
+    if (bias) add(name + ".bias", {out});
+  }
+  [[nodiscard]] const TensorSpec* find(const std::string& name) const {
+    const auto found = std::ranges::find(specs_, prefix_ + name, &TensorSpec::name);
+    return found != specs_.end() ? &*found : nullptr;
+  }
+
+  std::string prefix_;
+  std::vector<TensorSpec> specs_;
+};
 
 class LlamaBlock : public fisher::Block {
  public:
   LlamaBlock(const ModelConfig& config, const WeightLoader& weights, int layer,
              std::shared_ptr<RotaryCache> rotary)
       : config_(config), rotary_(std::move(rotary)), activation_(find_activation(config.activation)) {
-    const std::string prefix = layer_prefix(layer);
-    const std::int64_t hidden = config.hidden_size;
-    const std::int64_t query_size = std::int64_t{config.num_attention_heads} * config.head_dim;
-    const std::int64_t kv_size = std::int64_t{config.num_kv_heads} * config.head_dim;
-    input_norm_ = weights.load(prefix + "input_layernorm.weight", {hidden});
-    query_ = load_linear(weights, prefix + "self_attn.q_proj", query_size, hidden, config.attention_bias);
-    key_ = load_linear(weights, prefix + "self_attn.k_proj", kv_size, hidden, config.attention_bias);
-    value_ = load_linear(weights, prefix + "self_attn.v_proj", kv_size, hidden, config.attention_bias);
-    output_ = load_linear(weights, prefix + "self_attn.o_proj", hidden, query_size, config.attention_bias);
-    mlp_norm_ = weights.load(prefix + "post_attention_layernorm.weight", {hidden});
-    gate_ = load_linear(weights, prefix + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
-    up_ = load_linear(weights, prefix + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
-    down_ = load_linear(weights, prefix + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
+    const LayerTensors tensors(config, layer);
+    input_norm_ = tensors.load(weights, "input_layernorm.weight");
+    query_ = tensors.load_linear(weights, "self_attn.q_proj");
+    key_ = tensors.load_linear(weights, "self_attn.k_proj");
+    value_ = tensors.load_linear(weights, "self_attn.v_proj");
+    output_ = tensors.load_linear(weights, "self_attn.o_proj");
+    mlp_norm_ = tensors.load(weights, "post_attention_layernorm.weight");
+    gate_ = tensors.load_linear(weights, "mlp.gate_proj");
+    up_ = tensors.load_linear(weights, "mlp.up_proj");
+    down_ = tensors.load_linear(weights, "mlp.down_proj");
   }
 
   [[nodiscard]] at::Tensor forward(const at::Tensor& hidden, fisher::Taps* taps) const override {
@@ -126,7 +157,7 @@ class LlamaModel : public Model {
     const at::Tensor ids = at::from_blob(const_cast<std::int32_t*>(tokens.data()),
                                          {static_cast<std::int64_t>(tokens.size())}, at::kInt)
                                .to(at::kLong);
-    return weights_->load_rows(embedding_name(), config_.vocab_size, config_.hidden_size, ids);
+    return weights_->load_rows(embedding(), ids);
   }
 
   [[nodiscard]] std::unique_ptr<fisher::Block> load_block(int layer) const override {
@@ -134,30 +165,31 @@ class LlamaModel : public Model {
   }
 
   [[nodiscard]] std::unique_ptr<fisher::Head> load_head() const override {
-    return std::make_unique<LlamaHead>(weights_->load("model.norm.weight", {config_.hidden_size}),
-                                       weights_->load(head_name(), {config_.vocab_size, config_.hidden_size}),
+    return std::make_unique<LlamaHead>(weights_->load(norm()), weights_->load(projection()),
                                        config_.rms_norm_eps);
   }
 
-  [[nodiscard]] std::vector<std::string> tensor_names(int layer) const override {
-    if (layer >= config_.num_layers) return {"model.norm.weight", head_name()};
-    std::vector<std::string> names;
-    for (const char* name :
-         {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
-          "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
-      names.push_back(layer_prefix(layer) + name + ".weight");
-    }
-    return names;
+  [[nodiscard]] std::vector<TensorSpec> embedding_tensors() const override { return {embedding()}; }
+
+  [[nodiscard]] std::vector<TensorSpec> tensors(int layer) const override {
+    if (layer >= config_.num_layers) return {norm(), projection()};
+    return LayerTensors(config_, layer).specs();
   }
 
  private:
-  // Tied embeddings are stored once, under either name.
-  [[nodiscard]] std::string embedding_name() const {
-    const std::string own = "model.embed_tokens.weight";
-    return config_.tied_embeddings && !weights_->contains(own) ? "lm_head.weight" : own;
+  static constexpr const char* kEmbedding = "model.embed_tokens.weight";
+  static constexpr const char* kHead = "lm_head.weight";
+
+  [[nodiscard]] TensorSpec norm() const { return {"model.norm.weight", {config_.hidden_size}}; }
+  // Tied embeddings are stored once, under either name. A checkpoint that holds both means both, whatever its
+  // config.json says (as transformers 5 reads it).
+  [[nodiscard]] TensorSpec embedding() const {
+    const bool under_head = config_.tied_embeddings && !weights_->contains(kEmbedding);
+    return {under_head ? kHead : kEmbedding, {config_.vocab_size, config_.hidden_size}};
   }
-  [[nodiscard]] std::string head_name() const {
-    return config_.tied_embeddings ? embedding_name() : "lm_head.weight";
+  [[nodiscard]] TensorSpec projection() const {
+    const bool under_embedding = config_.tied_embeddings && !weights_->contains(kHead);
+    return {under_embedding ? kEmbedding : kHead, {config_.vocab_size, config_.hidden_size}};
   }
 
   ModelConfig config_;
@@ -179,14 +211,17 @@ void check_geometry(const ConfigReader& config, const ModelConfig& model) {
 
 }  // namespace
 
-ModelConfig read_llama_config(const ConfigReader& config) {
+ModelConfig read_llama_config(const ConfigReader& config, const LlamaDefaults& defaults) {
   ModelConfig model;
   model.hidden_size = config.integer("hidden_size", 1);
   model.intermediate_size = config.integer("intermediate_size", 1);
   model.num_layers = static_cast<int>(config.integer("num_hidden_layers", 1));
   if (model.num_layers > 9999) config.fail("num_hidden_layers", "expected at most 9999");
   model.num_attention_heads = static_cast<int>(config.integer("num_attention_heads", 1));
-  model.num_kv_heads = static_cast<int>(config.integer("num_key_value_heads", 1, model.num_attention_heads));
+  // null means as many as query heads; a key that is not there means the family's default.
+  const bool family_default = defaults.kv_heads > 0 && !config.has("num_key_value_heads");
+  model.num_kv_heads = static_cast<int>(config.integer(
+      "num_key_value_heads", 1, family_default ? defaults.kv_heads : model.num_attention_heads));
   const std::int64_t shared_dim = model.hidden_size / model.num_attention_heads;
   if (config.is_null("head_dim") && shared_dim * model.num_attention_heads != model.hidden_size) {
     config.fail("hidden_size",
@@ -195,7 +230,7 @@ ModelConfig read_llama_config(const ConfigReader& config) {
   }
   model.head_dim = static_cast<int>(config.integer("head_dim", 1, shared_dim));
   model.vocab_size = config.integer("vocab_size", 1);
-  model.max_positions = config.integer("max_position_embeddings", 1, 2048);
+  model.max_positions = config.integer("max_position_embeddings", 1, defaults.max_positions);
   model.rms_norm_eps = config.positive("rms_norm_eps", 1e-6);
   model.activation = config.text("hidden_act", "silu");
   model.attention_bias = config.boolean("attention_bias", false);
@@ -214,7 +249,8 @@ std::unique_ptr<Model> make_llama_model(const ModelConfig& config,
 
 /// Llama 1, 2, 3, 3.1 to 3.3, and the many models that share its code.
 Architecture llama() {
-  return {"LlamaForCausalLM", "llama", read_llama_config, make_llama_model};
+  return {"LlamaForCausalLM", "llama", [](const ConfigReader& config) { return read_llama_config(config); },
+          make_llama_model};
 }
 
 }  // namespace kvcal::calib

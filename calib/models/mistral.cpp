@@ -5,14 +5,8 @@ namespace kvcal::calib {
 namespace {
 
 ModelConfig read_mistral_config(const ConfigReader& config) {
-  ModelConfig model = read_llama_config(config);
-  // transformers' MistralConfig: 8 kv heads, and a window of 4096, where the file says nothing; null is no
-  // window.
-  if (config.is_null("num_key_value_heads")) {
-    if (model.num_attention_heads % 8 != 0)
-      config.fail("num_key_value_heads", "expected a divisor of num_attention_heads");
-    model.num_kv_heads = 8;
-  }
+  // As transformers' MistralConfig where the file says nothing; a window of null is none.
+  ModelConfig model = read_llama_config(config, {.kv_heads = 8, .max_positions = 131072});
   model.sliding_window = config.has("sliding_window") ? config.integer("sliding_window", 0, 0) : 4096;
   model.attention_bias = false;
   model.mlp_bias = false;

@@ -122,7 +122,34 @@ def test_a_work_folder_of_another_run_is_refused(tmp_path):
     process.kill()
     process.wait()
     expect_error(run(BUNDLED, tokens, out, "--sinks", 3), 1, "out.h5.work", "--sinks", "--work")
+    expect_error(run(BUNDLED, tokens, out, "--sinks", 3, "--dry-run"), 1, "out.h5.work", "--sinks", "--work")
     expect_error(run(BUNDLED, tokens_file(tmp_path, 6, 256, seed=2), out), 1, "tokens")
+
+
+def test_a_folder_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path):
+    work = tmp_path / "photos"
+    work.mkdir()
+    (work / "one.jpg").write_text("x")
+    expect_error(run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5", "--work", work), 1, "photos", "one.jpg")
+    assert [path.name for path in work.iterdir()] == ["one.jpg"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    tokens, out = tokens_file(tmp_path), tmp_path / "out.h5"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".out.h5.{dead.pid}.tmp").write_text("half a codebook")
+    (tmp_path / f".other.h5.{dead.pid}.tmp").write_text("not ours")
+    assert run(BUNDLED, tokens, out).returncode == 0
+    assert not (tmp_path / f".out.h5.{dead.pid}.tmp").exists()
+    assert (tmp_path / f".other.h5.{dead.pid}.tmp").exists()
+    # Killed after the result was written, before the work folder was removed.
+    (tmp_path / "out.h5.work").mkdir()
+    result = run(BUNDLED, tokens, out, "--dry-run")
+    assert result.returncode == 0 and "nothing to do" in result.stdout
+    assert (tmp_path / "out.h5.work").exists()
+    assert run(BUNDLED, tokens, out).returncode == 0
+    assert not (tmp_path / "out.h5.work").exists()
 
 
 def test_a_full_disk_is_a_clear_error_and_the_run_goes_on(tmp_path):
@@ -205,6 +232,9 @@ class TestBadWeights:
             return header, body
         rewrite(model, change)
         self.check(model, tmp_path, "layers.2.self_attn.v_proj")
+        # Found by the headers, before any work.
+        assert not (tmp_path / "out.h5.work").exists()
+        expect_error(run(model, tokens_file(tmp_path), tmp_path / "out.h5", "--dry-run"), 1, "layers.2.self_attn.v_proj")
 
     def test_wrong_shape(self, model, tmp_path):
         def change(header, body):
@@ -215,13 +245,15 @@ class TestBadWeights:
         self.check(model, tmp_path, "layers.1.self_attn.k_proj", "shape")
 
     @pytest.mark.parametrize("bits", [0x7FC0, 0x7F80], ids=["nan", "infinity"])
-    def test_not_finite(self, model, tmp_path, bits):
+    # Row 0 of the embedding is of a token that the sample does not hold.
+    @pytest.mark.parametrize("tensor", ["layers.3.mlp.gate_proj", "embed_tokens"])
+    def test_not_finite(self, model, tmp_path, bits, tensor):
         def change(header, body):
-            begin = header[name_of(header, "layers.3.mlp.gate_proj")]["data_offsets"][0]
+            begin = header[name_of(header, tensor)]["data_offsets"][0]
             body[begin : begin + 2] = struct.pack("<H", bits)
             return header, body
         rewrite(model, change)
-        self.check(model, tmp_path, "layers.3.mlp.gate_proj", "NaN or infinity")
+        self.check(model, tmp_path, tensor, "NaN or infinity")
 
     def test_infinite_activations(self, model, tmp_path):
         def change(header, body):
@@ -318,3 +350,4 @@ def test_many_shards_have_the_fingerprint_of_one(tmp_path, model):
             files[folder.name] = (bytes(file["model"].attrs["weights_sha256"]), file["layers/0000/key/fisher_channel"][:])
     assert files["single"][0] == files["sharded"][0]
     np.testing.assert_array_equal(files["single"][1], files["sharded"][1])
+

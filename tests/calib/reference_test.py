@@ -35,6 +35,8 @@ def random_model(kind, folder):
                                        rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)),
         "llama-bias-wide-heads": lambda: llama(**shape, num_key_value_heads=1, head_dim=24, attention_bias=True,
                                                mlp_bias=True),
+        "llama-both-ropes": lambda: llama(**shape, num_key_value_heads=8),
+        "llama-tied-with-a-head": lambda: llama(**{**shape, "tie_word_embeddings": False}, num_key_value_heads=8),
         "mistral-window": lambda: mistral(**shape, num_key_value_heads=2, sliding_window=17),
         "mistral-no-window": lambda: mistral(**shape, num_key_value_heads=2, head_dim=16, sliding_window=None),
     }[kind]()
@@ -46,6 +48,12 @@ def random_model(kind, folder):
             if "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder)
+    changes = {"llama-both-ropes": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+                                    "rope_scaling": {"type": "linear", "factor": 8.0}},
+               "llama-tied-with-a-head": {"tie_word_embeddings": True}}.get(kind)
+    if changes:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return folder
 
 
@@ -57,7 +65,7 @@ def shared_weights(name):
 
 
 MODELS = ["TinyStories-656K", "stories260K-hf", "bundled", "llama3", "llama-linear", "llama-dynamic",
-          "llama-bias-wide-heads", "mistral-window", "mistral-no-window"]
+          "llama-bias-wide-heads", "llama-both-ropes", "llama-tied-with-a-head", "mistral-window", "mistral-no-window"]
 
 
 @pytest.fixture(params=MODELS)
