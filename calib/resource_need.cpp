@@ -1,10 +1,11 @@
-// The memory and time model of docs/memory.md: what a calibration takes, from the model's shape and the
-// options alone.
+// The memory and time model of docs/memory.md: what a calibration takes, from the checkpoint's headers and
+// the options alone.
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <chrono>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "calib/calibration_job.h"
 #include "calib/machine.h"
@@ -25,19 +26,23 @@ constexpr std::int64_t kHiddenCopies = 14;
 constexpr std::int64_t kAttentionCopies = 10;
 constexpr std::int64_t kInnerCopies = 6;
 
-struct LayerSizes {
-  std::int64_t layer_parameters = 0;
-  std::int64_t head_parameters = 0;
-  std::int64_t kv_channels = 0;  // keys and values together
+struct WeightSizes {
+  std::int64_t parameters = 0;
+  std::int64_t bytes =
+      0;  // resident while in use: the mapped file's pages, and a copy where the type differs
 };
 
-LayerSizes layer_sizes(const ModelConfig& config) {
-  const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
-  const std::int64_t kv = std::int64_t{config.num_kv_heads} * config.head_dim;
-  LayerSizes sizes;
-  sizes.layer_parameters = config.hidden_size * (2 * query + 2 * kv + 3 * config.intermediate_size + 2);
-  sizes.head_parameters = config.vocab_size * config.hidden_size;
-  sizes.kv_channels = 2 * kv;
+WeightSizes weight_sizes(const CalibrationJob& job, int layer) {
+  const auto dtype = job.weights->dtype() == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
+  WeightSizes sizes;
+  for (const TensorSpec& spec : job.model->tensors(layer)) {
+    const formats::TensorView& stored = job.weights->checkpoint().get(spec.name);
+    const std::int64_t elements = base::element_count(stored.shape, stored.name);
+    sizes.parameters += elements;
+    sizes.bytes += static_cast<std::int64_t>(stored.data.size());
+    if (stored.dtype != dtype)
+      sizes.bytes += elements * static_cast<std::int64_t>(at::elementSize(job.weights->dtype()));
+  }
   return sizes;
 }
 
@@ -58,18 +63,18 @@ double measure_rate(at::ScalarType dtype) {
 
 // Model arithmetic: forward, recomputation and input gradients, 2 operations per parameter and token each,
 // causal attention, the head both ways; and the fits at the rate of a few passes over the captures.
-double estimate_seconds(const CalibrationJob& job, const LayerSizes& sizes, double rate) {
+double estimate_seconds(const CalibrationJob& job, double layer_parameters, double head_parameters,
+                        double kv_channels, double rate) {
   const auto tokens = static_cast<double>(job.windows.tokens());
   const double passes = job.options.sensitivity == "fisher" ? 3 : 2;
   const double attention =
       2.0 * static_cast<double>(job.windows.seqlen) * job.config.num_attention_heads * job.config.head_dim;
   const double layers = job.config.num_layers;
   const double operations =
-      passes * tokens * layers * (2.0 * static_cast<double>(sizes.layer_parameters) + attention) +
-      4.0 * tokens * static_cast<double>(sizes.head_parameters);
+      passes * tokens * layers * (2.0 * layer_parameters + attention) + 4.0 * tokens * head_parameters;
   constexpr double kFitSecondsPerValue = 120e-9;  // for each outlier fraction, on one thread
-  const double fits = layers * tokens * static_cast<double>(sizes.kv_channels) *
-                      static_cast<double>(job.options.outliers.size()) * kFitSecondsPerValue / job.threads;
+  const double fits = layers * tokens * kv_channels * static_cast<double>(job.options.outliers.size()) *
+                      kFitSecondsPerValue / job.threads;
   // Fits run beside the backward pass on the same cores.
   return operations / rate + fits;
 }
@@ -88,7 +93,9 @@ std::int64_t folder_bytes(const std::filesystem::path& folder) {
 
 ResourceNeed estimate_need(const CalibrationJob& job) {
   const ModelConfig& config = job.config;
-  const LayerSizes sizes = layer_sizes(config);
+  const WeightSizes layer_weights = weight_sizes(job, 0);
+  const WeightSizes head_weights = weight_sizes(job, config.num_layers);
+  const std::int64_t kv_channels = 2 * std::int64_t{config.num_kv_heads} * config.head_dim;
   const std::int64_t element = job.options.dtype == "bfloat16" ? 2 : 4;
   const std::int64_t seqlen = job.windows.seqlen;
   const std::int64_t tokens = job.windows.tokens();
@@ -97,14 +104,13 @@ ResourceNeed estimate_need(const CalibrationJob& job) {
 
   ResourceNeed need;
   need.base_bytes = kProgramBytes;
-  need.weights_bytes = std::max(sizes.layer_parameters, sizes.head_parameters) * element;
-  const std::int64_t block =
-      seqlen * 4 *
-      (config.hidden_size * kHiddenCopies + (query + sizes.kv_channels) * kAttentionCopies +
-       config.intermediate_size * kInnerCopies);
+  need.weights_bytes = std::max(layer_weights.bytes, head_weights.bytes);
+  const std::int64_t block = seqlen * 4 *
+                             (config.hidden_size * kHiddenCopies + (query + kv_channels) * kAttentionCopies +
+                              config.intermediate_size * kInnerCopies);
   const std::int64_t head = std::min(seqlen, kHeadRows) * config.vocab_size * 4 * kHeadCopies;
   need.working_bytes = std::max(block, head);
-  const std::int64_t capture = tokens * sizes.kv_channels * 4 * (gradients ? 2 : 1);
+  const std::int64_t capture = tokens * kv_channels * 4 * (gradients ? 2 : 1);
   // One layer is captured while the one before it is fitted.
   need.capture_bytes = capture * std::min(2, config.num_layers);
   // Thresholds of every token, their zeros and ranges, and the points that the solver gathers.
@@ -118,7 +124,9 @@ ResourceNeed estimate_need(const CalibrationJob& job) {
   need.disk_bytes = hidden * (config.num_layers + 1 + 2) + config.num_layers * kLayerFileBytes * 2;
   // What an earlier run left there is part of what this one needs.
   need.disk_free_bytes = free_disk_bytes(job.options.work) + folder_bytes(job.options.work);
-  need.seconds = estimate_seconds(job, sizes, measure_rate(element == 2 ? at::kBFloat16 : at::kFloat));
+  need.seconds = estimate_seconds(job, static_cast<double>(layer_weights.parameters),
+                                  static_cast<double>(head_weights.parameters),
+                                  static_cast<double>(kv_channels), measure_rate(job.weights->dtype()));
   return need;
 }
 

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -60,7 +61,38 @@ def inputs(name):
 @pytest.mark.parametrize("k", [4, 8, 16])
 @pytest.mark.parametrize("name", ["gaussian", "heavy", "clusters", "normalised"])
 def test_never_above_scikit_learn(tmp_path, name, k, dtype):
-    points, weights = (a.astype(dtype) for a in inputs(name))
+    check(tmp_path, *(a.astype(dtype) for a in inputs(name)), k)
+
+
+@pytest.fixture(scope="module")
+def real_layer():
+    """Normalised keys and values of the bundled model's layer 2, 1 % outliers left out, with weights F s^2."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    source = pathlib.Path(os.environ.get("KVCAL_SOURCE_DIR", pathlib.Path(__file__).parents[2]))
+    sys.path.insert(0, str(source / "tests" / "bench"))
+    from calibrate_baseline import capture
+    from compare_calibrate import first_tokens
+    folder = source / "data" / "model"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    captured = capture(model, first_tokens(folder, source / "data" / "demo" / "calibrate.txt", (2, 256)))
+    layer = {}
+    for name, axis in (("k_proj", 0), ("v_proj", 1)):
+        x, fisher = (a.astype(np.float64) for a in captured[2, name])
+        lower, upper = np.quantile(x, [0.005, 0.995], axis=axis, keepdims=True)
+        inlier = (x >= lower) & (x <= upper)
+        zero, scale = (upper + lower) / 2, (upper - lower) / 2
+        layer[name] = ((x - zero) / scale)[inlier], (fisher * scale**2)[inlier]
+    return layer
+
+
+@pytest.mark.parametrize("k", [4, 8, 16])
+@pytest.mark.parametrize("name", ["k_proj", "v_proj"])
+def test_never_above_scikit_learn_on_a_real_layer(tmp_path, real_layer, name, k):
+    check(tmp_path, *real_layer[name], k)
+
+
+def check(tmp_path, points, weights, k):
     ours = solve(tmp_path, points, weights, k)
     assert ours["n"] == len(points) and ours["k"] == k and len(ours["centroids"]) == k
     assert ours["objective"] == pytest.approx(objective(points, weights, ours["centroids"]), rel=1e-9)
@@ -68,7 +100,8 @@ def test_never_above_scikit_learn(tmp_path, name, k, dtype):
     best = np.inf
     for seed in range(SEEDS):
         fit = cluster.KMeans(n_clusters=k, n_init=1, max_iter=50, random_state=seed)
-        fit.fit(points[:, None], sample_weight=weights)
+        # Weights far below 1 would end its iterations at once: it compares shifts of centres with a tolerance.
+        fit.fit(points[:, None], sample_weight=weights / weights.max())
         best = min(best, objective(points, weights, fit.cluster_centers_[:, 0]))
     assert ours["objective"] <= best * (1 + 1e-12)
 
