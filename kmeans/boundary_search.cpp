@@ -104,25 +104,26 @@ class BonusBounds {
     const std::int32_t end = own.at[cell + 1];
     const Run inside = level_.table.merged(begin, end);
     if (inside.scatter == 0) return 0;
-    const double low = below(begin);
-    const double high = above(end);
+    const Mean low = below(begin);
+    const Mean high = above(end);
     const std::int32_t first = level_.candidates[cut - 1].at.front();
     const std::int32_t last = level_.candidates[cut + 1].at.back();
-    const double left = first < begin ? level_.table.merged(first, begin).mean : low;
-    const double right = last > end ? level_.table.merged(end, last).mean : high;
+    const Mean left = first < begin ? level_.table.merged(first, begin).mean : low;
+    const Mean right = last > end ? level_.table.merged(end, last).mean : high;
     // The cut is midway between the centroids, so each is at most as far from it as the other.
-    const double distance = std::min({right - left, 2 * (high - left), 2 * (right - low)});
-    return std::max(distance, 0.0) * std::sqrt(inside.weight * inside.scatter);
+    const double apart =
+        std::min({distance(left, right), 2 * distance(left, high), 2 * distance(low, right)});
+    return std::max(apart, 0.0) * std::sqrt(inside.weight * inside.scatter);
   }
 
  private:
   // No point from the position on is less: the mean of the run before it is not, nor is the smallest of all.
-  [[nodiscard]] double below(std::int32_t index) const {
+  [[nodiscard]] Mean below(std::int32_t index) const {
     const std::int64_t p = level_.position[static_cast<std::size_t>(index)];
     return p > 0 ? runs_[p - 1].mean : options_.smallest;
   }
   // No point before the position is more.
-  [[nodiscard]] double above(std::int32_t index) const {
+  [[nodiscard]] Mean above(std::int32_t index) const {
     const std::int64_t p = level_.position[static_cast<std::size_t>(index)];
     return p < runs_.size() ? runs_[p].mean : options_.largest;
   }
@@ -132,11 +133,12 @@ class BonusBounds {
   const Level& level_;
 };
 
-// Returns whether any bonus is above 0.
-bool set_bonuses(const RunTree& runs, const SearchOptions& options, Level& level) {
+// Returns the most that all cuts together can be given; 0 where every open cell is one point.
+double set_bonuses(const RunTree& runs, const SearchOptions& options, Level& level) {
   const BonusBounds bounds(runs, options, level);
-  double largest = 0;
+  double total = 0;
   for (std::size_t j = 0; j < level.candidates.size(); ++j) {
+    double largest = 0;
     Candidates& own = level.candidates[j];
     own.cell_bonus.assign(own.open.size(), 0);
     own.edge_bonus.assign(own.at.size(), 0);
@@ -147,24 +149,36 @@ bool set_bonuses(const RunTree& runs, const SearchOptions& options, Level& level
       own.edge_bonus[i] = std::max(own.edge_bonus[i], own.cell_bonus[i]);
       own.edge_bonus[i + 1] = std::max(own.edge_bonus[i + 1], own.cell_bonus[i]);
     }
+    total += largest;
   }
-  return largest > 0;
+  return total;
 }
+
+// How exact a round's values are: relative to a cost, and to the bonuses that were taken from it.
+struct Rounding {
+  double relative = 0;
+  double bonuses = 0;  // of all cuts together, at most
+  [[nodiscard]] double of(double cost) const { return relative * (std::abs(cost) + bonuses); }
+};
 
 // One layer of the dynamic program: for each row the least of value[column] + cost(column, row), by divide
 // and conquer over rows, for the best column never moves left as the row moves right (the cost is a Monge
-// array).
+// array). Columns that rounding can't tell from the best of a row may each be the best in truth, and then
+// bound what is the best of other rows, whose costs can be smaller by any number of decades: all of them
+// stay in.
 class Layer {
  public:
   // forward: columns are positions before the rows, and only those at most the row count; backward: after
   // them.
   Layer(const RunTable& table, bool forward, std::span<const std::int32_t> rows,
-        std::span<const std::int32_t> columns, std::span<const double> value)
+        std::span<const std::int32_t> columns, std::span<const double> value, const Rounding& rounding)
       : table_(table),
         forward_(forward),
         rows_(rows),
         columns_(columns),
         value_(value),
+        rounding_(rounding),
+        sums_(columns.size(), kInfinity),
         least_(rows.size(), kInfinity),
         best_(rows.size(), 0) {
     solve(0, rows.size(), 0, columns.size());
@@ -177,8 +191,8 @@ class Layer {
   void solve(std::size_t row_begin, std::size_t row_end, std::size_t column_begin, std::size_t column_end) {
     while (row_begin < row_end) {
       const std::size_t row = row_begin + (row_end - row_begin) / 2;
-      const bool reached = scan(row, column_begin, column_end);
-      if (!reached) {  // no column counts for this row: nor for those further from the columns
+      const BestColumns best = scan(row, column_begin, column_end);
+      if (best.begin == best.end) {  // no column counts for this row: nor for those further from the columns
         if (forward_) {
           row_begin = row + 1;
         } else {
@@ -186,31 +200,39 @@ class Layer {
         }
         continue;
       }
-      const auto best = static_cast<std::size_t>(best_[row]);
-      solve(row_begin, row, column_begin, best + 1);
+      solve(row_begin, row, column_begin, best.end);
       row_begin = row + 1;
-      column_begin = best;
+      column_begin = best.begin;
     }
   }
 
-  bool scan(std::size_t row, std::size_t column_begin, std::size_t column_end) {
+  // From the first to the last of the columns that may be a row's best.
+  struct BestColumns {
+    std::size_t begin = 0, end = 0;
+  };
+
+  BestColumns scan(std::size_t row, std::size_t column_begin, std::size_t column_end) {
     const std::int32_t at = rows_[row];
+    if (forward_) {
+      while (column_end > column_begin && columns_[column_end - 1] > at) --column_end;
+    } else {
+      while (column_begin < column_end && columns_[column_begin] < at) ++column_begin;
+    }
     double least = kInfinity;
     std::size_t best = column_begin;
-    if (forward_) {
-      for (std::size_t c = column_begin; c < column_end && columns_[c] <= at; ++c) {
-        const double value = value_[c] + table_.cost(columns_[c], at);
-        if (value < least) least = value, best = c;
-      }
-    } else {
-      for (std::size_t c = column_end; c > column_begin && columns_[c - 1] >= at; --c) {
-        const double value = value_[c - 1] + table_.cost(at, columns_[c - 1]);
-        if (value < least) least = value, best = c - 1;
-      }
+    for (std::size_t c = column_begin; c < column_end; ++c) {
+      const double cost = forward_ ? table_.cost(columns_[c], at) : table_.cost(at, columns_[c]);
+      sums_[c] = value_[c] + cost;
+      if (sums_[c] < least) least = sums_[c], best = c;
     }
     least_[row] = least;
     best_[row] = static_cast<std::int32_t>(best);
-    return least < kInfinity;
+    if (!(least < kInfinity)) return {};
+    const double limit = least + 2 * rounding_.of(least);
+    BestColumns columns{column_begin, column_end};
+    while (sums_[columns.begin] > limit) ++columns.begin;
+    while (sums_[columns.end - 1] > limit) --columns.end;
+    return columns;
   }
 
   const RunTable& table_;
@@ -218,6 +240,8 @@ class Layer {
   std::span<const std::int32_t> rows_;
   std::span<const std::int32_t> columns_;
   std::span<const double> value_;
+  Rounding rounding_;
+  std::vector<double> sums_;  // of the row at hand
   std::vector<double> least_;
   std::vector<std::int32_t> best_;
 };
@@ -229,7 +253,7 @@ struct Program {
   std::vector<std::vector<std::int32_t>> best;
 };
 
-Program run_program(const Level& level, bool forward) {
+Program run_program(const Level& level, bool forward, const Rounding& rounding) {
   const std::size_t layers = level.candidates.size();
   Program program{std::vector<std::vector<double>>(layers), std::vector<std::vector<std::int32_t>>(layers)};
   program.least[forward ? 0 : layers - 1] = {0.0};
@@ -239,7 +263,7 @@ Program run_program(const Level& level, bool forward) {
     const Candidates& columns = level.candidates[from];
     std::vector<double> value = program.least[from];
     for (std::size_t i = 0; i < value.size(); ++i) value[i] -= columns.edge_bonus[i];
-    Layer layer(level.table, forward, level.candidates[to].at, columns.at, value);
+    Layer layer(level.table, forward, level.candidates[to].at, columns.at, value, rounding);
     program.least[to] = std::move(layer.least());
     program.best[to] = std::move(layer.best());
   }
@@ -283,21 +307,23 @@ std::vector<Range> surviving(const Level& level, const Candidates& own, std::spa
   return ranges;
 }
 
-// Bounds the rounding in any cost near `cost`: that of sums and programs, and that of means, which are no
-// closer than rounding in units of the spread allows (docs/solver.md).
-double rounding_bound(double cost, double spread) {
-  return 0x1p-40 * cost + 0x1p-49 * std::sqrt(cost) * std::sqrt(spread);
+// What the 106 digits of means, and the least that a double can hold, add to the error of any cost near
+// `cost` (docs/solver.md). squares: sum w x^2.
+double smallest_error(double cost, double squares) {
+  return 0x1p-98 * std::sqrt(cost) * std::sqrt(squares) + 0x1p-196 * squares + 0x1p-1000;
 }
 
 void search_round(const RunTree& runs, const SearchOptions& options, std::span<const std::int64_t> steps,
                   Bracket& known) {
   Level level = make_level(runs, known.windows, steps);
-  known.exact = !set_bonuses(runs, options, level);
-  const Program forward = run_program(level, true);
-  const Program backward = run_program(level, false);
+  const Rounding rounding{options.rounding, set_bonuses(runs, options, level)};
+  known.exact = rounding.bonuses == 0;
+  const Program forward = run_program(level, true, rounding);
+  const Program backward = run_program(level, false, rounding);
   take_cuts(level, forward, known);
-  const double margin =
-      rounding_bound(known.upper, level.table.merged(0, level.candidates.back().at.front()).scatter);
+  const Run whole = level.table.merged(0, level.candidates.back().at.front());
+  const double squares = whole.scatter + whole.weight * whole.mean.high * whole.mean.high;
+  const double margin = rounding.of(known.upper) + smallest_error(known.upper, squares);
   known.lower = std::max(known.lower, forward.least.back().front() - margin);
   for (std::size_t j = 0; j < known.windows.size(); ++j) {
     std::vector<Range> ranges = surviving(level, level.candidates[j + 1], forward.least[j + 1],

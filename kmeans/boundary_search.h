@@ -29,8 +29,9 @@ using Windows = std::vector<std::vector<Range>>;
 /// What is to be searched.
 struct SearchOptions {
   double relative_gap = 0;  ///< stop once upper <= lower (1 + relative_gap)
-  double smallest = 0;      ///< no point behind the runs is less, in the units of the runs' means
-  double largest = 0;       ///< no point behind the runs is more
+  Mean smallest;            ///< no point behind the runs is less, in the units of the runs' means
+  Mean largest;             ///< no point behind the runs is more
+  double rounding = 0;      ///< bounds the relative error of any cost (docs/solver.md)
 };
 
 /// What is known of the optimum.

@@ -43,20 +43,12 @@ double normalising_factor(double magnitude) {
   return std::ldexp(1.0, -std::clamp(exponent, -1000, 1000));
 }
 
-// `value` to 25 digits (of two) of the spread.
-double rounded_to(double value, double spread) {
-  if (spread == 0) return value;
-  const double unit = std::ldexp(1.0, std::max(std::ilogb(spread) - 24, -1022));
-  return std::nearbyint(value / unit) * unit;
-}
-
 }  // namespace
 
 template <std::floating_point Real>
 Units::Units(const Scan<Real>& scan)
     : point(normalising_factor(std::max(std::abs(double{scan.smallest}), std::abs(double{scan.largest})))),
-      weight(normalising_factor(double{scan.largest_weight})),
-      origin(rounded_to(scan.mean * point, double{scan.largest} * point - double{scan.smallest} * point)) {}
+      weight(normalising_factor(double{scan.largest_weight})) {}
 
 template <std::floating_point Real>
 Layout<Real>::Layout(const Scan<Real>& scan, const Units& units, std::int64_t bins)
@@ -67,9 +59,13 @@ Layout<Real>::Layout(const Scan<Real>& scan, const Units& units, std::int64_t bi
   mask_ = (std::uint64_t{1} << shift_) - 1;
   const std::uint64_t range = (largest_ - smallest_) >> pre_shift_;
   stretches_.resize((range >> shift_) + 1);
+  const std::size_t size = stretches_.size();
+  if (bins == 0) {
+    for (std::size_t i = 0; i < size; ++i) stretches_[i].first_bin = num_bins_++;
+    return;
+  }
 
   const std::vector<double> mass = sampled_mass(scan, units);
-  const std::size_t size = stretches_.size();
   std::vector<double> share(size);
   for (std::size_t i = 0; i < size; ++i) {
     const std::uint64_t begin = std::uint64_t{i} << shift_;
@@ -119,25 +115,55 @@ Real Layout<Real>::point_of(std::uint64_t offset) const {
   return from_ordered<Real>(std::min(largest_, smallest_ + (offset << pre_shift_)));
 }
 
+namespace {
+
+// Merges in a row before a bin's sum is put away: rounding grows with their number.
+constexpr std::uint16_t kMergesInARow = 512;
+
+/// The bins of one stripe. A bin's points are merged one by one, and the sums of every kMergesInARow of them.
+class StripeBins {
+ public:
+  [[nodiscard]] bool empty() const { return recent_.empty(); }
+  void resize(std::size_t bins) {
+    recent_.resize(bins);
+    merges_.resize(bins);
+    earlier_.resize(bins);
+  }
+  void add(std::size_t bin, const Run& point) {
+    recent_[bin] = merge(recent_[bin], point);
+    if (++merges_[bin] < kMergesInARow) return;
+    earlier_[bin] = merge(earlier_[bin], recent_[bin]);
+    recent_[bin] = {};
+    merges_[bin] = 0;
+  }
+  [[nodiscard]] Run sum(std::size_t bin) const { return merge(earlier_[bin], recent_[bin]); }
+
+ private:
+  std::vector<Run> recent_;
+  std::vector<std::uint16_t> merges_;
+  std::vector<Run> earlier_;
+};
+
+}  // namespace
+
 template <std::floating_point Real>
 Histogram make_histogram(const ChunkReader<Real>& reader, const Layout<Real>& layout, const Units& units,
                          int threads) {
-  std::vector<std::vector<Run>> stripes(kStripes);
+  std::vector<StripeBins> stripes(kStripes);
   for_each_chunk(reader, threads, [&](std::int64_t stripe, std::int64_t /*index*/, const Chunk<Real>& chunk) {
-    std::vector<Run>& cells = stripes[static_cast<std::size_t>(stripe)];
-    cells.resize(layout.num_bins());
+    StripeBins& bins = stripes[static_cast<std::size_t>(stripe)];
+    bins.resize(layout.num_bins());
     for (std::size_t i = 0; i < chunk.points.size(); ++i) {
       const double weight = double{chunk.weights[i]} * units.weight;
       if (!(weight > 0)) continue;
-      Run& cell = cells[layout.bin(chunk.points[i])];
-      cell = merge(cell, {weight, units.to_solver(double{chunk.points[i]}), 0});
+      bins.add(layout.bin(chunk.points[i]), {weight, {units.to_solver(double{chunk.points[i]}), 0}, 0});
     }
   });
   Histogram histogram;
   for (std::uint32_t b = 0; b < layout.num_bins(); ++b) {
     Run sum;
-    for (const std::vector<Run>& cells : stripes) {
-      if (!cells.empty()) sum = merge(sum, cells[b]);
+    for (const StripeBins& bins : stripes) {
+      if (!bins.empty()) sum = merge(sum, bins.sum(b));
     }
     if (sum.weight == 0) continue;
     histogram.runs.push_back(sum);
@@ -174,7 +200,7 @@ std::int64_t collapse(std::span<Kept<Real>> group, const Units& units, Run* out)
       lost += weight >= w ? (weight - sum) + w : (w - sum) + weight;
       weight = sum;
     }
-    out[distinct++] = {weight + lost, units.to_solver(double{point}), 0};
+    out[distinct++] = {weight + lost, {units.to_solver(double{point}), 0}, 0};
   }
   return distinct;
 }

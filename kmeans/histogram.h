@@ -18,19 +18,17 @@
 
 namespace kvcal::kmeans {
 
-/// The units of the solver: powers of two keep squares in range and rounding out; the origin is near the
-/// weighted mean, so that what rounding there is stays small beside the spread of the points, and has few
-/// digits, so that floats less it are exact.
+/// The units of the solver, in which the largest point and the largest weight lie in [1/2, 1): powers of two
+/// keep squares in range and rounding out.
 struct Units {
   double point = 1;   ///< factor, a power of two
   double weight = 1;  ///< factor, a power of two
-  double origin = 0;  ///< in scaled points
 
   template <std::floating_point Real>
   explicit Units(const Scan<Real>& scan);
 
-  [[nodiscard]] double to_solver(double x) const { return x * point - origin; }
-  [[nodiscard]] double from_solver(double u) const { return (u + origin) / point; }
+  [[nodiscard]] double to_solver(double x) const { return x * point; }
+  [[nodiscard]] double from_solver(const Mean& mean) const { return (mean.high + mean.low) / point; }
   /// A sum w x^2 back in the units of the input; infinite where that exceeds double.
   [[nodiscard]] double objective_from_solver(double sum) const {
     return std::ldexp(sum, -2 * std::ilogb(point) - std::ilogb(weight));
@@ -42,7 +40,7 @@ struct Units {
 template <std::floating_point Real>
 class Layout {
  public:
-  /// About `bins` bins; at most 4096 more.
+  /// About `bins` bins; at most 4096 more. None asked for: one for each stretch.
   Layout(const Scan<Real>& scan, const Units& units, std::int64_t bins);
 
   [[nodiscard]] std::uint32_t num_bins() const { return num_bins_; }

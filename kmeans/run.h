@@ -1,7 +1,8 @@
 // kmeans/run.h: stretches of neighbouring points: their sums, and the cost of making one a cluster.
 //
 // Sums are kept as weight, mean and scatter and only ever merged, never subtracted, so that no cancellation
-// can occur: not for weights that span twenty decades, and not for points far from zero.
+// can occur. Means have twice a double's digits: a distance between two of them is then as exact as a double
+// can be, for weights that span forty decades and for points far from zero beside their distances.
 #pragma once
 
 #include <algorithm>
@@ -14,17 +15,36 @@
 
 namespace kvcal::kmeans {
 
+/// A number as the unevaluated sum of two doubles, `low` at most a rounding of `high`: 106 digits of two.
+struct Mean {
+  double high = 0;
+  double low = 0;
+};
+
+/// to - from, to a few roundings of itself.
+[[nodiscard]] inline double distance(const Mean& from, const Mean& to) {
+  return (to.high - from.high) + (to.low - from.low);
+}
+
+/// mean + step, the part of it that `high` cannot hold kept in `low` (Knuth's two-sum).
+[[nodiscard]] inline Mean moved(const Mean& mean, double step) {
+  const double high = mean.high + step;
+  const double taken = high - mean.high;
+  const double lost = (mean.high - (high - taken)) + (step - taken);
+  return {high, mean.low + lost};
+}
+
 /// Neighbouring points as one. An empty run has weight 0.
 struct Run {
   double weight = 0;
-  double mean = 0;
+  Mean mean;
   double scatter = 0;  ///< sum w (x - mean)^2: the cost of the run as one cluster
 };
 
 /// The scatter of a and b together; a or b may be empty, but not both.
 [[nodiscard]] inline double merged_scatter(const Run& a, const Run& b) {
-  const double distance = b.mean - a.mean;
-  return a.scatter + b.scatter + distance * distance * (a.weight * (b.weight / (a.weight + b.weight)));
+  const double apart = distance(a.mean, b.mean);
+  return a.scatter + b.scatter + apart * apart * (a.weight * (b.weight / (a.weight + b.weight)));
 }
 
 /// Chan's update. The new mean starts from the heavier of the two, or it would round in units of the distance
@@ -33,12 +53,12 @@ struct Run {
   if (a.weight == 0) return b;
   if (b.weight == 0) return a;
   const double weight = a.weight + b.weight;
-  const double distance = b.mean - a.mean;
+  const double apart = distance(a.mean, b.mean);
   // Selects, not branches: which run is the heavier cannot be predicted.
-  const double ratio = std::min(a.weight, b.weight) / weight;
-  const double step = distance * ratio;
-  const double mean = a.weight >= b.weight ? a.mean + step : b.mean - step;
-  return {weight, mean, a.scatter + b.scatter + distance * step * std::max(a.weight, b.weight)};
+  const bool from_a = a.weight >= b.weight;
+  const double step = apart * (std::min(a.weight, b.weight) / weight);
+  const Mean mean = moved(from_a ? a.mean : b.mean, from_a ? step : -step);
+  return {weight, mean, a.scatter + b.scatter + apart * step * std::max(a.weight, b.weight)};
 }
 
 /// Any stretch of an array of runs in O(log n), by a binary tree: rounding grows with log n only.

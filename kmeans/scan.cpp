@@ -25,8 +25,6 @@ struct ChunkScan {
   Real smallest = std::numeric_limits<Real>::infinity();
   Real largest = -std::numeric_limits<Real>::infinity();
   Real largest_weight = 0;
-  double weight = 0;
-  double weighted = 0;  // sum w x
   std::vector<SamplePoint<Real>> sample;
 };
 
@@ -35,7 +33,7 @@ bool acceptable(Real point, Real weight) {
   return std::isfinite(point) && std::isfinite(weight) && weight >= 0;
 }
 
-// Eight independent lanes, so that compilers use vectors and every machine adds in the same order.
+// Eight independent lanes, so that compilers use vectors.
 template <typename Real>
 void scan_lanes(const Chunk<Real>& chunk, ChunkScan<Real>& result) {
   constexpr std::size_t kLanes = 8;
@@ -45,8 +43,6 @@ void scan_lanes(const Chunk<Real>& chunk, ChunkScan<Real>& result) {
   Real heaviest[kLanes] = {};
   std::int32_t count[kLanes] = {};
   std::int32_t bad[kLanes] = {};
-  double weight[kLanes] = {};
-  double weighted[kLanes] = {};
   std::fill_n(smallest, kLanes, kInfinity);
   std::fill_n(largest, kLanes, -kInfinity);
   const auto add = [&](std::size_t i, std::size_t lane) {
@@ -60,8 +56,6 @@ void scan_lanes(const Chunk<Real>& chunk, ChunkScan<Real>& result) {
     largest[lane] = high > largest[lane] ? high : largest[lane];
     heaviest[lane] = w > heaviest[lane] ? w : heaviest[lane];
     count[lane] += w > 0 ? 1 : 0;
-    weight[lane] += double{w};
-    weighted[lane] += double{w} * double{x};
   };
   const std::size_t whole = chunk.points.size() / kLanes * kLanes;
   for (std::size_t i = 0; i < whole; i += kLanes) {
@@ -74,8 +68,6 @@ void scan_lanes(const Chunk<Real>& chunk, ChunkScan<Real>& result) {
     result.largest = std::max(result.largest, largest[lane]);
     result.largest_weight = std::max(result.largest_weight, heaviest[lane]);
     result.count += count[lane];
-    result.weight += weight[lane];
-    result.weighted += weighted[lane];
     any_bad = any_bad || bad[lane] != 0;
   }
   if (any_bad) result.first_bad = 0;
@@ -162,8 +154,6 @@ Scan<Real> scan_points(const ChunkReader<Real>& reader, int threads) {
   Scan<Real> scan;
   scan.smallest = std::numeric_limits<Real>::infinity();
   scan.largest = -std::numeric_limits<Real>::infinity();
-  double weight = 0;
-  double weighted = 0;
   std::int64_t size = 0;
   for (const ChunkScan<Real>& part : parts) {
     if (part.first_bad >= 0) refuse(size + part.first_bad, part.bad_point, part.bad_weight);
@@ -172,8 +162,6 @@ Scan<Real> scan_points(const ChunkReader<Real>& reader, int threads) {
     scan.smallest = std::min(scan.smallest, part.smallest);
     scan.largest = std::max(scan.largest, part.largest);
     scan.largest_weight = std::max(scan.largest_weight, part.largest_weight);
-    weight += part.weight;
-    weighted += part.weighted;
     scan.sample.insert(scan.sample.end(), part.sample.begin(), part.sample.end());
   }
   if (size == 0) throw base::InvalidInput("k-means: no points; at least one is needed");
@@ -181,10 +169,6 @@ Scan<Real> scan_points(const ChunkReader<Real>& reader, int threads) {
     throw base::InvalidInput(
         base::concat("k-means: all ", size, " weights are zero; give weights of 1 for a plain fit"));
   }
-  // Sums of doubles can leave double's range; then any centre between the points must do.
-  const double mean = weighted / weight;
-  scan.mean = std::isfinite(mean) ? std::clamp(mean, double{scan.smallest}, double{scan.largest})
-                                  : double{scan.smallest} / 2 + double{scan.largest} / 2;
   return scan;
 }
 

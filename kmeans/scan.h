@@ -1,4 +1,4 @@
-// kmeans/scan.h: the input in chunks, and the first pass over it: checks, range, sums and a sample.
+// kmeans/scan.h: the input in chunks, and the first pass over it: checks, range and a sample.
 #pragma once
 
 #include <algorithm>
@@ -91,7 +91,6 @@ struct Scan {
   Real smallest = 0;
   Real largest = 0;
   Real largest_weight = 0;
-  double mean = 0;  ///< weighted, about; between smallest and largest
   std::vector<SamplePoint<Real>> sample;
 };
 

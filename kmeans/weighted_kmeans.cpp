@@ -22,6 +22,12 @@ constexpr std::int64_t kPointsPerBin = 64;
 constexpr std::int64_t kMinBins = std::int64_t{1} << 12;
 constexpr std::int64_t kMaxBins = std::int64_t{1} << 15;
 
+// The relative error of a sum of `count` points in the order in which the histogram adds them
+// (docs/solver.md).
+double rounding_bound(std::int64_t count) {
+  return 0x1p-40 + 0x1p-64 * static_cast<double>(count);
+}
+
 void check_options(std::span<const int> clusters, double relative_gap) {
   for (const int k : clusters) {
     if (k < 1 || k > kMaxClusters) {
@@ -89,8 +95,9 @@ class Solver {
   [[nodiscard]] Bracket search(const RunTree& runs, const Bracket& known) const {
     return search_boundaries(runs,
                              {.relative_gap = relative_gap_,
-                              .smallest = units_.to_solver(double{scan_.smallest}),
-                              .largest = units_.to_solver(double{scan_.largest})},
+                              .smallest = {units_.to_solver(double{scan_.smallest}), 0},
+                              .largest = {units_.to_solver(double{scan_.largest}), 0},
+                              .rounding = rounding_bound(scan_.count)},
                              known);
   }
 

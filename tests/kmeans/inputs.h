@@ -27,8 +27,8 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-inline constexpr int kPointShapes = 10;
-inline constexpr int kWeightShapes = 8;
+inline constexpr int kPointShapes = 12;
+inline constexpr int kWeightShapes = 10;
 
 inline double random_point(Random& random, int shape, int index) {
   switch (shape) {
@@ -50,6 +50,10 @@ inline double random_point(Random& random, int shape, int index) {
       return index;  // many equal optima
     case 8:
       return 1e6 + random.normal();
+    case 9:
+      return (random.uniform() < 0.5 ? -1 : 1) * std::pow(10.0, -30 * random.uniform());  // at every scale
+    case 10:
+      return 0.125 * random.below(128) - 12;  // few digits: costs tie exactly, or to a rounding
     default:
       return random.uniform() < 0.5 ? 0.0 : random.normal();  // a spike
   }
@@ -71,6 +75,10 @@ inline double random_weight(Random& random, int shape) {
       return 1e30 * random.uniform();
     case 6:
       return 1 + random.below(3);
+    case 7:
+      return std::pow(10.0, -40 * random.uniform());
+    case 8:
+      return random.uniform() < 0.5 ? 1 + random.below(4) : 1e-18 * (1 + random.below(4));
     default:
       return random.uniform() < 0.1 ? 0 : std::pow(10.0, 10 - 20 * random.uniform());
   }

@@ -244,7 +244,8 @@ TEST(WeightedKmeans, PassesOnWhatASourceThrows) {
       weights.assign(1, 1.0F);
     }
   };
-  EXPECT_THROW((void)solve_all(Failing(), std::vector<int>{2}, 0, 2), std::domain_error);
+  // On one thread the stripe of chunk 23 comes first; on several either error may.
+  EXPECT_THROW((void)solve_all(Failing(), std::vector<int>{2}, 0, 1), std::domain_error);
 }
 
 }  // namespace
