@@ -12,6 +12,7 @@
 #include "apps/signals.h"
 #include "apps/sizes.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "calib/calibrate.h"
 
 namespace kvcal::apps {
@@ -146,7 +147,8 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   CLI::App& app = line.app();
   app.option_defaults()->group("How it runs");
   app.add_option("--dtype", options.dtype,
-                 "Arithmetic of the model: float32 or bfloat16; auto, the default, is float32")
+                 "Arithmetic of the model: float32 or bfloat16; auto, the default, is bfloat16 where the CPU "
+                 "multiplies it natively")
       ->type_name("NAME");
   app.add_option("--device", options.device, "cpu, the default; this version has no other")
       ->type_name("NAME");
@@ -154,7 +156,7 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   app.add_option_function<std::string>(
          "--memory",
          [&options](const std::string& text) {
-           options.memory_bytes = parse_count(text, "--memory", 1, std::numeric_limits<std::int64_t>::max());
+           options.memory_bytes = parse_memory(text, "--memory");
          },
          "Memory that the whole process may use, such as 8GB; by default 80 % of what is free")
       ->type_name("SIZE");
@@ -169,16 +171,29 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   line.add_verbosity(arguments.verbosity);
 }
 
+// The report must not replace what the run reads, nor lie where the run removes its files.
+void check_json_place(const std::filesystem::path& json, const calib::CalibrationOptions& options) {
+  if (base::lies_in(json, options.out)) throw WrongUsage("--json and --out name the same file; name two");
+  const std::filesystem::path work = options.work_folder();
+  if (base::lies_in(json, work)) {
+    throw WrongUsage(concat("--json ", json.string(), " lies in the work folder ", work.string(),
+                            "; name a file elsewhere"));
+  }
+  std::vector<std::filesystem::path> inputs = options.texts;
+  if (!options.tokens.empty()) inputs.push_back(options.tokens);
+  for (const std::filesystem::path& input : inputs) {
+    if (base::lies_in(json, input))
+      throw WrongUsage(concat("--json ", json.string(), " is an input of the run; name another file"));
+  }
+}
+
 void check_arguments(const CalibrateArguments& arguments) {
   const calib::CalibrationOptions& options = arguments.options;
   require(!options.model.empty(), "--model", "name the folder of the model, such as --model ./Llama-3.1-8B");
   require(!options.texts.empty() || !options.tokens.empty(), "--text",
           "name a text to calibrate on, such as --text prose.txt (or --tokens FILE.npy)");
   require(!options.out.empty(), "--out", "name the codebook to write, such as --out llama.h5");
-  if (arguments.json.wanted() && !arguments.json.to_stdout() &&
-      std::filesystem::path(arguments.json.file()).lexically_normal() == options.out.lexically_normal()) {
-    throw WrongUsage("--json and --out name the same file; name two");
-  }
+  if (arguments.json.wanted() && !arguments.json.to_stdout()) check_json_place(arguments.json.file(), options);
 }
 
 // Says what will be done before it is: on standard error; or, being the result of --dry-run, on standard
@@ -274,9 +289,8 @@ int run_calibrate(const std::vector<std::string>& arguments) {
           concat(options.out.string(), " is the finished result of this very run; there is nothing to do\n"));
   } catch (const base::Interrupted& error) {
     progress.clear();
-    const std::string work = options.work.empty() ? options.out.string() + ".work" : options.work.string();
     log_error(concat("kvcal: interrupted by ", signal_name(error.signal()),
-                     "; the same command goes on from ", work));
+                     "; the same command goes on from ", options.work_folder().string()));
     return 128 + error.signal();
   }
   return kDone;

@@ -204,25 +204,28 @@ std::string layer_text(const formats::LayerCodebook& layer) {
 
 std::string plan_text(const calib::CalibrationPlan& plan) {
   const calib::ResourceNeed& need = plan.need;
+  const calib::StageNeed& stage = need.largest;
   std::string text =
       labelled("Model", concat(model_line(plan.model), ", ", plural(plan.parameters, "parameter"),
                                ", computed in ", plan.calibration.dtype));
   text += labelled("Sample", sample_line(plan.calibration));
   text += labelled("Memory",
                    concat("needs ", format_bytes(need.memory_bytes), " of the ",
-                          format_bytes(need.memory_limit_bytes), " it may use: one layer's weights ",
-                          format_bytes(need.weights_bytes), ", arithmetic ", format_bytes(need.working_bytes),
-                          ", keys, values and gradients ", format_bytes(need.capture_bytes), ", fits ",
-                          format_bytes(need.fit_bytes), ", the program ", format_bytes(need.base_bytes)));
+                          format_bytes(need.memory_limit_bytes), " it may use, in the ", stage.stage,
+                          " pass: weights ", format_bytes(stage.weights_bytes), ", ",
+                          plural(need.lanes, "sample"), " at a time ", format_bytes(stage.working_bytes),
+                          ", keys, values and gradients ", format_bytes(stage.capture_bytes), ", fits ",
+                          format_bytes(stage.fit_bytes), ", the program ", format_bytes(need.base_bytes)));
   text += labelled("Disk", concat("needs ", format_bytes(need.disk_bytes), " of the ",
                                   format_bytes(need.disk_free_bytes), " free, in ", plan.work.string()));
-  text += labelled("Time", concat("about ", format_duration(need.seconds)));
-  if (plan.earlier.forward_done || plan.earlier.layers_done > 0) {
-    text += labelled(
-        "Goes on",
-        concat("an earlier run left ", plan.earlier.forward_done ? "the whole forward pass and " : "",
-               plan.earlier.layers_done, " of ", plural(plan.model.num_layers, "layer"), " fitted"));
+  text += labelled("Time", concat(format_duration(need.seconds_low), " to ",
+                                  format_duration(need.seconds_high), " on an idle machine"));
+  if (plan.goes_on) {
+    text += labelled("Goes on", concat("an earlier run left ", plan.layers_fitted, " of ",
+                                       plural(plan.model.num_layers, "layer"),
+                                       " fitted; left to do: ", plan.left.text()));
   }
+  for (const std::string& damage : plan.damaged) text += labelled("Damaged", damage);
   return text;
 }
 

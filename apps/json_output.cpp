@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "base/file.h"
+#include "base/new_file.h"
 
 namespace kvcal::apps {
 

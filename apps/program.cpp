@@ -12,6 +12,7 @@
 #include "apps/suggest.h"
 #include "base/error.h"
 #include "calib/version.h"
+#include "formats/codebook.h"
 
 namespace kvcal::apps {
 namespace {
@@ -104,6 +105,7 @@ int run_program(const std::vector<std::string>& arguments) noexcept {
   try {
     start_log(Verbosity::kNormal);
     handle_signals(OnSignal::kExit);
+    formats::skip_hdf5_exit();
     return dispatch(arguments);
   } catch (const base::Interrupted& error) {
     print_error(one_line(error.what()));

@@ -1,5 +1,6 @@
 #include "apps/sizes.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -71,6 +72,13 @@ std::int64_t parse_count(std::string_view text, std::string_view option, std::in
   if (value < least) throw WrongUsage(concat(option, " is ", trimmed(text), ": the least is ", least));
   if (value > most) throw WrongUsage(concat(option, " is ", trimmed(text), ": the most is ", most));
   return value;
+}
+
+std::int64_t parse_memory(std::string_view text, std::string_view option) {
+  const std::int64_t bytes = parse_size(text, option);
+  if (bytes >= std::int64_t{1} << 20) return bytes;
+  throw WrongUsage(concat(option, " is ", trimmed(text), ", that is ", format_bytes(bytes), ": did you mean ",
+                          std::max<std::int64_t>(bytes, 1), "GB?"));
 }
 
 std::int64_t parse_integer(std::string_view text, std::string_view option) {

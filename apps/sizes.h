@@ -18,6 +18,10 @@ namespace kvcal::apps {
 [[nodiscard]] std::int64_t parse_count(std::string_view text, std::string_view option, std::int64_t least,
                                        std::int64_t most);
 
+/// An amount of memory. Throws base::WrongUsage below a mebibyte, which is a forgotten unit, saying what may
+/// have been meant.
+[[nodiscard]] std::int64_t parse_memory(std::string_view text, std::string_view option);
+
 /// A whole number, which may be negative. Throws base::WrongUsage.
 [[nodiscard]] std::int64_t parse_integer(std::string_view text, std::string_view option);
 

@@ -6,9 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <charconv>
-#include <csignal>
 #include <cstdint>
 #include <utility>
 
@@ -32,38 +31,13 @@ class Descriptor {
   int value_;
 };
 
-[[noreturn]] void throw_system(std::string_view what, const std::filesystem::path& path, int error_number) {
-  std::string remedy;
-  if (error_number == ENOSPC || error_number == EDQUOT)
-    remedy = "; free some space and run the same command again";
-  throw SystemError(concat("cannot ", what, " ", path.string(), ": ", errno_text(error_number), remedy));
-}
-
-void sync_folder(const std::filesystem::path& folder) {
-  const Descriptor descriptor(
-      ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // Some file systems cannot sync a folder; the rename itself has been done.
-  if (descriptor.get() >= 0) (void)::fsync(descriptor.get());
-}
-
-void write_all(int descriptor, std::span<const std::byte> bytes, const std::filesystem::path& path) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      throw_system("write", path, errno);
-    }
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
-}
-
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (descriptor.get() < 0) throw_system("open", path, errno);
+  if (descriptor.get() < 0) throw_system_error("open", path, errno);
   struct stat status {};
-  if (::fstat(descriptor.get(), &status) != 0) throw_system("read the size of", path, errno);
+  if (::fstat(descriptor.get(), &status) != 0) throw_system_error("read the size of", path, errno);
   if (!S_ISREG(status.st_mode))
     throw SystemError(concat("cannot read ", path.string(), ": not a regular file"));
   size_ = static_cast<std::size_t>(status.st_size);
@@ -71,7 +45,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor.get(), 0);
   if (address == MAP_FAILED) {
     size_ = 0;
-    throw_system("map", path, errno);
+    throw_system_error("map", path, errno);
   }
   data_ = static_cast<const std::byte*>(address);
 }
@@ -119,71 +93,85 @@ std::string read_text_file(const std::filesystem::path& path) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
-std::filesystem::path temporary_name(const std::filesystem::path& path) {
-  return path.parent_path() / concat(".", path.filename().string(), ".", ::getpid(), ".tmp");
+void throw_system_error(std::string_view what, const std::filesystem::path& path, int error_number) {
+  const bool full = error_number == ENOSPC || error_number == EDQUOT;
+  throw SystemError(concat("cannot ", what, " ", path.string(), ": ", errno_text(error_number),
+                           full ? "; free some space and run the same command again" : ""));
 }
 
-void remove_temporaries(const std::filesystem::path& folder, const std::string& filename) {
-  const std::string prefix = filename.empty() ? "." : "." + filename + ".";
-  std::error_code ignored;
-  for (const auto& item : std::filesystem::directory_iterator(folder, ignored)) {
-    std::string name = item.path().filename().string();
-    if (!name.starts_with(prefix) || !name.ends_with(".tmp")) continue;
-    name.resize(name.size() - 4);
-    const std::string_view number = std::string_view(name).substr(name.rfind('.') + 1);
-    pid_t process = 0;
-    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), process);
-    const bool ours = error == std::errc() && end == number.data() + number.size() && process > 0;
-    if (ours && ::kill(process, 0) != 0 && errno == ESRCH) std::filesystem::remove(item.path(), ignored);
+void read_whole_at(int descriptor, std::int64_t offset, std::span<std::byte> bytes,
+                   const std::filesystem::path& path) {
+  while (!bytes.empty()) {
+    const ssize_t got = ::pread(descriptor, bytes.data(), bytes.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw_system_error("read", path, errno);
+    if (got == 0) throw SystemError(concat("cannot read ", path.string(), ": it ends too early"));
+    bytes = bytes.subspan(static_cast<std::size_t>(got));
+    offset += got;
   }
 }
 
-void publish_file(const std::filesystem::path& temporary, const std::filesystem::path& path) {
-  const auto fail = [&](std::string_view what) {
-    const int error_number = errno;
-    ::unlink(temporary.c_str());
-    throw_system(what, path, error_number);
+std::vector<std::byte> read_file(const std::filesystem::path& path, std::uint64_t limit) {
+  const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.get() < 0) throw_system_error("open", path, errno);
+  struct stat status {};
+  if (::fstat(descriptor.get(), &status) != 0) throw_system_error("read the size of", path, errno);
+  if (!S_ISREG(status.st_mode))
+    throw SystemError(concat("cannot read ", path.string(), ": not a regular file"));
+  const auto size = static_cast<std::uint64_t>(status.st_size);
+  if (size > limit) {
+    throw InvalidInput(
+        concat(path.string(), ": ", size, " bytes are too many; expected ", limit, " at most"));
+  }
+  std::vector<std::byte> bytes(size);
+  read_whole_at(descriptor.get(), 0, bytes, path);
+  return bytes;
+}
+
+bool is_file_of(int descriptor, const std::filesystem::path& path) {
+  struct stat opened {
+  }, named{};
+  return ::fstat(descriptor, &opened) == 0 && ::stat(path.c_str(), &named) == 0 &&
+         opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
+}
+
+bool lies_in(const std::filesystem::path& path, const std::filesystem::path& folder) {
+  const auto resolved = [](const std::filesystem::path& name) {
+    std::error_code error;
+    const auto whole = std::filesystem::weakly_canonical(std::filesystem::absolute(name, error), error);
+    // A trailing slash would count as an empty last part.
+    return whole.has_filename() ? whole : whole.parent_path();
   };
-  {
-    const Descriptor descriptor(::open(temporary.c_str(), O_RDWR | O_CLOEXEC));
-    if (descriptor.get() < 0) fail("open");
-    if (::fsync(descriptor.get()) != 0) fail("sync");
-  }
-  if (::rename(temporary.c_str(), path.c_str()) != 0) fail("write");
-  sync_folder(path.parent_path());
+  const std::filesystem::path inner = resolved(path);
+  const std::filesystem::path outer = resolved(folder);
+  const auto [end, rest] = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end());
+  return end == outer.end();
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
-  const std::filesystem::path temporary = temporary_name(path);
-  {
-    const Descriptor descriptor(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-    if (descriptor.get() < 0) throw_system("write", path, errno);
-    try {
-      write_all(descriptor.get(), bytes, path);
-    } catch (...) {
-      ::unlink(temporary.c_str());
-      throw;
+FileLock::FileLock(const std::filesystem::path& path, std::string_view content) {
+  // Who held the lock may have unlinked the file between our opening and our locking it: try again.
+  for (;;) {
+    descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor_ < 0) throw_system_error("open the lock", path, errno);
+    if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) {
+      if (is_file_of(descriptor_, path)) break;
+      ::close(descriptor_);
+      continue;
     }
-  }
-  publish_file(temporary, path);
-}
-
-void write_file_atomically(const std::filesystem::path& path, std::string_view text) {
-  write_file_atomically(path, std::as_bytes(std::span(text.data(), text.size())));
-}
-
-FileLock::FileLock(const std::filesystem::path& path)
-    : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
-  if (descriptor_ < 0) throw_system("open the lock", path, errno);
-  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
     const int error_number = errno;
     ::close(descriptor_);
     descriptor_ = -1;
-    if (error_number == EWOULDBLOCK) {
-      throw SystemError(concat(path.parent_path().string(),
-                               " is in use by another run; wait for it to end, or choose another folder"));
-    }
-    throw_system("lock", path, error_number);
+    if (error_number != EWOULDBLOCK) throw_system_error("lock", path, error_number);
+    throw SystemError(concat(path.parent_path().string(),
+                             " is in use by another run; wait for it to end, or choose another folder"));
+  }
+  struct stat status {};
+  if (::fstat(descriptor_, &status) == 0 && status.st_size == 0 && !content.empty() &&
+      ::write(descriptor_, content.data(), content.size()) != static_cast<ssize_t>(content.size())) {
+    const int error_number = errno;
+    ::close(descriptor_);
+    descriptor_ = -1;
+    throw_system_error("write", path, error_number);
   }
 }
 

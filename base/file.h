@@ -1,12 +1,13 @@
-// base/file.h: owners of files: a read-only memory map, a file that appears whole or not at all, an exclusive
-// lock.
+// base/file.h: files that are there: a read-only memory map, whole reads, an exclusive lock.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace kvcal::base {
 
@@ -38,29 +39,31 @@ class MappedFile {
 /// The whole file as text. Throws SystemError.
 [[nodiscard]] std::string read_text_file(const std::filesystem::path& path);
 
-/// Writes bytes to a temporary name beside `path`, syncs, then renames: readers see the old file or the new
-/// one, whole. Throws SystemError (a full disk, say) and leaves nothing behind.
-void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
-void write_file_atomically(const std::filesystem::path& path, std::string_view text);
+/// The whole file as bytes, read and not mapped, so that a disk that fails is an error and not a signal.
+/// Throws SystemError; InvalidInput where it is larger than `limit`.
+[[nodiscard]] std::vector<std::byte> read_file(const std::filesystem::path& path, std::uint64_t limit);
 
-/// Syncs `temporary` and renames it to `path`, then syncs the folder. Throws SystemError and removes
-/// `temporary`.
-void publish_file(const std::filesystem::path& temporary, const std::filesystem::path& path);
+/// Fills `bytes` from an open file. Throws SystemError, also where the file ends before.
+void read_whole_at(int descriptor, std::int64_t offset, std::span<std::byte> bytes,
+                   const std::filesystem::path& path);
 
-/// A name beside `path` for a file being made: the same folder, so that rename is atomic; unique to this
-/// process.
-[[nodiscard]] std::filesystem::path temporary_name(const std::filesystem::path& path);
+/// Whether `path` names the file that is open as `descriptor`.
+[[nodiscard]] bool is_file_of(int descriptor, const std::filesystem::path& path);
 
-/// Removes what processes that are no more left in `folder` under a temporary_name() of `filename` (of any
-/// file where it is empty).
-void remove_temporaries(const std::filesystem::path& folder, const std::string& filename = {});
+/// Whether `path`, links resolved as far as it exists, is `folder` or lies below it.
+[[nodiscard]] bool lies_in(const std::filesystem::path& path, const std::filesystem::path& folder);
+
+/// Throws SystemError "cannot WHAT PATH: REASON", with what to do where the disk is full.
+[[noreturn]] void throw_system_error(std::string_view what, const std::filesystem::path& path,
+                                     int error_number);
 
 /// An exclusive advisory lock on a file (made where missing), held while this object lives; the kernel drops
-/// it with the process, so a killed run leaves no stale lock.
+/// it with the process, so a killed run leaves no stale lock. The file may be unlinked by who holds the lock.
 class FileLock {
  public:
-  /// Throws SystemError where another process holds it, saying so.
-  explicit FileLock(const std::filesystem::path& path);
+  /// Throws SystemError where another process holds it, saying so. A file that had to be made is given
+  /// `content`.
+  explicit FileLock(const std::filesystem::path& path, std::string_view content = {});
   ~FileLock();
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;

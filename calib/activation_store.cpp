@@ -7,36 +7,64 @@
 
 #include <cerrno>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "calib/checkpoints.h"
 
 namespace kvcal::calib {
 namespace {
 
-[[noreturn]] void throw_file_error(const char* what, const std::filesystem::path& path, int error_number) {
-  const char* remedy =
-      error_number == ENOSPC || error_number == EDQUOT
-          ? "; free some space, or name a folder on a larger disk with --work, and run the same command again"
-          : "";
-  throw base::SystemError(
-      base::concat("cannot ", what, " ", path.string(), ": ", base::errno_text(error_number), remedy));
+constexpr std::int64_t kChecksumBytes = sizeof(std::uint64_t);
+
+std::span<const std::byte> bytes_of(const at::Tensor& tensor) {
+  return {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
 }
 
 }  // namespace
 
-struct ActivationStore::OpenFile {
-  std::filesystem::path path;
-  int descriptor = -1;
+std::int64_t activation_file_bytes(std::int64_t samples, std::int64_t tokens, std::int64_t hidden_size,
+                                   at::ScalarType dtype) {
+  return tokens * hidden_size * static_cast<std::int64_t>(at::elementSize(dtype)) + samples * kChecksumBytes;
+}
 
-  OpenFile(std::filesystem::path file, int flags)
-      : path(std::move(file)), descriptor(::open(path.c_str(), flags, 0666)) {
-    if (descriptor < 0) throw_file_error("open", path, errno);
+/// A finished file, open, and its checksums.
+class ActivationStore::ReadFile {
+ public:
+  ReadFile(std::filesystem::path path, std::int64_t samples, std::int64_t checksums_at)
+      : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (descriptor_ < 0) base::throw_system_error("open", path_, errno);
+    try {
+      read_checksums(samples, checksums_at);
+    } catch (...) {
+      ::close(descriptor_);
+      throw;
+    }
   }
-  ~OpenFile() {
-    if (descriptor >= 0) ::close(descriptor);
+  ~ReadFile() { ::close(descriptor_); }
+  ReadFile(const ReadFile&) = delete;
+  ReadFile& operator=(const ReadFile&) = delete;
+
+  void read(std::int64_t sample, std::int64_t offset, std::span<std::byte> bytes) const {
+    base::read_whole_at(descriptor_, offset, bytes, path_);
+    if (base::checksum(bytes) != checksums_[static_cast<std::size_t>(sample)])
+      throw DamagedCheckpoint(path_, base::concat("sample ", sample, " is not what was written"));
   }
-  OpenFile(const OpenFile&) = delete;
-  OpenFile& operator=(const OpenFile&) = delete;
+
+ private:
+  void read_checksums(std::int64_t samples, std::int64_t at) {
+    struct stat status {};
+    if (::fstat(descriptor_, &status) != 0) base::throw_system_error("read the size of", path_, errno);
+    const std::int64_t expected = at + samples * kChecksumBytes;
+    if (status.st_size != expected)
+      throw DamagedCheckpoint(path_, base::concat(status.st_size, " bytes, expected ", expected));
+    checksums_.resize(static_cast<std::size_t>(samples));
+    base::read_whole_at(descriptor_, at, std::as_writable_bytes(std::span(checksums_)), path_);
+  }
+
+  std::filesystem::path path_;
+  int descriptor_;
+  std::vector<std::uint64_t> checksums_;
 };
 
 ActivationStore::ActivationStore(std::vector<std::int64_t> sample_tokens, std::int64_t hidden_size,
@@ -53,80 +81,60 @@ ActivationStore::ActivationStore(std::vector<std::int64_t> sample_tokens, std::i
   }
 }
 
-ActivationStore::~ActivationStore() {
-  // What was not finished is of no use to a later run.
-  for (const auto& [layer, file] : writing_) ::unlink(file->path.c_str());
-}
+// Unfinished files are of no use to a later run and go with their NewFiles.
+ActivationStore::~ActivationStore() = default;
 
 std::int64_t ActivationStore::sample_bytes(std::int64_t sample) const {
   return sample_tokens_[static_cast<std::size_t>(sample)] * hidden_size_ *
          static_cast<std::int64_t>(at::elementSize(dtype_));
 }
 
-ActivationStore::OpenFile& ActivationStore::file_for_writing(int layer) {
-  auto& file = writing_[layer];
-  if (file == nullptr) {
-    file = std::make_unique<OpenFile>(base::temporary_name(file_of_(layer)),
-                                      O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC);
+ActivationStore::Unfinished& ActivationStore::unfinished(int layer) {
+  const std::scoped_lock lock(mutex_);
+  auto& entry = writing_[layer];
+  if (entry == nullptr) {
+    std::vector<std::uint64_t> checksums(sample_tokens_.size());
+    entry.reset(new Unfinished{base::NewFile(file_of_(layer)), std::move(checksums)});
   }
-  return *file;
+  return *entry;
 }
 
-ActivationStore::OpenFile& ActivationStore::file_for_reading(int layer) {
-  if (const auto open = writing_.find(layer); open != writing_.end()) return *open->second;
+const ActivationStore::ReadFile& ActivationStore::file_for_reading(int layer) {
+  const std::scoped_lock lock(mutex_);
   auto& file = reading_[layer];
   if (file == nullptr) {
-    file = std::make_unique<OpenFile>(file_of_(layer), O_RDONLY | O_CLOEXEC);
-    struct stat status {};
-    if (::fstat(file->descriptor, &status) != 0) throw_file_error("read the size of", file->path, errno);
-    if (status.st_size != file_bytes()) {
-      throw base::InvalidInput(base::concat(file->path.string(), ": ", status.st_size, " bytes, expected ",
-                                            file_bytes(), "; remove the work folder and start anew"));
-    }
+    file = std::make_unique<ReadFile>(file_of_(layer), static_cast<std::int64_t>(sample_tokens_.size()),
+                                      offsets_.back());
   }
   return *file;
 }
 
 void ActivationStore::put(int layer, std::int64_t sample, const at::Tensor& value) {
   const at::Tensor plain = value.to(dtype_).contiguous();
-  OpenFile& file = file_for_writing(layer);
-  const auto* bytes = static_cast<const char*>(plain.const_data_ptr());
-  std::int64_t offset = offsets_[static_cast<std::size_t>(sample)];
-  std::int64_t left = sample_bytes(sample);
-  if (static_cast<std::int64_t>(plain.nbytes()) != left)
+  if (static_cast<std::int64_t>(plain.nbytes()) != sample_bytes(sample))
     throw base::Error("a hidden state of the wrong size");
-  while (left > 0) {
-    const ssize_t written = ::pwrite(file.descriptor, bytes, static_cast<std::size_t>(left), offset);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) throw_file_error("write", file.path, written == 0 ? ENOSPC : errno);
-    bytes += written;
-    offset += written;
-    left -= written;
-  }
+  const auto index = static_cast<std::size_t>(sample);
+  Unfinished& entry = unfinished(layer);
+  entry.file.write_at(offsets_[index], bytes_of(plain));
+  entry.checksums[index] = base::checksum(bytes_of(plain));
   remember(layer, sample, plain);
 }
 
 at::Tensor ActivationStore::get(int layer, std::int64_t sample) {
-  if (const auto found = cache_.find({layer, sample}); found != cache_.end()) return found->second;
-  OpenFile& file = file_for_reading(layer);
-  at::Tensor value = at::empty({sample_tokens_[static_cast<std::size_t>(sample)], hidden_size_}, dtype_);
-  auto* bytes = static_cast<char*>(value.mutable_data_ptr());
-  std::int64_t offset = offsets_[static_cast<std::size_t>(sample)];
-  std::int64_t left = sample_bytes(sample);
-  while (left > 0) {
-    const ssize_t got = ::pread(file.descriptor, bytes, static_cast<std::size_t>(left), offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw_file_error("read", file.path, errno);
-    if (got == 0) throw base::InvalidInput(base::concat(file.path.string(), ": shorter than it was"));
-    bytes += got;
-    offset += got;
-    left -= got;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (const auto found = cache_.find({layer, sample}); found != cache_.end()) return found->second;
   }
+  const auto index = static_cast<std::size_t>(sample);
+  at::Tensor value = at::empty({sample_tokens_[index], hidden_size_}, dtype_);
+  file_for_reading(layer).read(sample, offsets_[index],
+                               {static_cast<std::byte*>(value.mutable_data_ptr()), value.nbytes()});
   return value;
 }
 
 void ActivationStore::remember(int layer, std::int64_t sample, const at::Tensor& value) {
   const std::int64_t bytes = sample_bytes(sample);
+  const std::scoped_lock lock(mutex_);
   while (cached_bytes_ + bytes > cache_bytes_ && !cache_.empty() && cache_.begin()->first.first <= layer) {
     cached_bytes_ -= sample_bytes(cache_.begin()->first.second);
     cache_.erase(cache_.begin());
@@ -138,20 +146,16 @@ void ActivationStore::remember(int layer, std::int64_t sample, const at::Tensor&
 }
 
 void ActivationStore::finish(int layer) {
-  const auto open = writing_.find(layer);
-  if (open == writing_.end()) return;
-  const std::filesystem::path temporary = open->second->path;
-  writing_.erase(open);
-  base::publish_file(temporary, file_of_(layer));
-}
-
-bool ActivationStore::finished(int layer) const {
-  std::error_code ignored;
-  return std::filesystem::file_size(file_of_(layer), ignored) == static_cast<std::uintmax_t>(file_bytes()) &&
-         !ignored;
+  const std::scoped_lock lock(mutex_);
+  const auto entry = writing_.find(layer);
+  if (entry == writing_.end()) return;
+  entry->second->file.write_at(offsets_.back(), std::as_bytes(std::span(entry->second->checksums)));
+  entry->second->file.publish();
+  writing_.erase(entry);
 }
 
 void ActivationStore::drop(int layer) {
+  const std::scoped_lock lock(mutex_);
   for (auto entry = cache_.lower_bound({layer, 0}); entry != cache_.end() && entry->first.first == layer;) {
     cached_bytes_ -= sample_bytes(entry->first.second);
     entry = cache_.erase(entry);

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/new_file.h"
 #include "calib/calibration_job.h"
 #include "calib/passes.h"
 #include "calib/sample_judgement.h"
@@ -48,7 +50,7 @@ class FitInBackground {
     auto [fit, elapsed] = result_.get();
     seconds_ += elapsed;
     layers_.push_back(std::move(fit));
-    passes_.layer_saved(layer_);
+    passes_.layer_done(layer_);
   }
 
   [[nodiscard]] double seconds() const { return seconds_; }
@@ -65,14 +67,31 @@ class FitInBackground {
   std::future<std::pair<formats::LayerCodebook, double>> result_;
 };
 
-CalibrationPlan make_plan(const CalibrationJob& job) {
+// Each damaged file, why, and what making it again costs beside what is left anyway.
+std::vector<std::string> describe_damage(const Checkpoints& found, const RemainingWork& left) {
+  std::vector<std::string> texts;
+  for (const DamagedCheckpoint& damage : found.damaged) {
+    texts.push_back(base::concat("the checkpoint ", damage.what(),
+                                 "; it is made again from what is still there: left to do are ",
+                                 left.text()));
+  }
+  return texts;
+}
+
+CalibrationPlan make_plan(const CalibrationJob& job, const Checkpoints& found) {
   CalibrationPlan plan;
   plan.model = job.frame.model;
   plan.calibration = job.frame.calibration;
   plan.model_folder = job.folder.path;
   plan.parameters = job.weights->parameters();
-  plan.need = estimate_need(job);
+  plan.left = remaining_work(found, job.with_gradients());
+  plan.need = estimate_need(job, plan.left);
   plan.work = job.options.work;
+  plan.layers_fitted = found.layers_fitted();
+  plan.goes_on = found.bytes > 0 && found.layers > 0 &&
+                 (found.losses || plan.layers_fitted > 0 ||
+                  std::ranges::find(found.hidden, true) != found.hidden.end());
+  plan.damaged = describe_damage(found, plan.left);
   return plan;
 }
 
@@ -105,61 +124,109 @@ void check_writable(const fs::path& out, bool dry_run) {
                                          " does not exist; make it first"));
   }
   if (dry_run) return;
-  base::remove_temporaries(folder, out.filename().string());
-  const fs::path probe = base::temporary_name(out);
+  base::remove_unfinished(folder, out.filename().string());
   try {
-    base::write_file_atomically(probe, std::string_view());
+    const base::NewFile probe(out);
   } catch (const base::SystemError& error) {
-    throw base::SystemError(base::concat("cannot write ", out.string(), " (", error.what(),
-                                         "); name a file in a folder that can be written to with --out"));
+    throw base::SystemError(base::concat(
+        error.what(), "; name a file in a folder that can be written to with --out"));
   }
-  fs::remove(probe);
+}
+
+// What the user gave, or gets, must not be what the run writes or removes.
+void check_places(const CalibrationJob& job) {
+  const CalibrationOptions& options = job.options;
+  if (base::lies_in(options.out, options.work)) {
+    throw base::WrongUsage(base::concat("--out ", options.out.string(), " lies in the work folder ",
+                                        options.work.string(), "; name a file or a --work elsewhere"));
+  }
+  std::vector<fs::path> inputs = options.texts;
+  if (!options.tokens.empty()) inputs.push_back(options.tokens);
+  for (const fs::path& input : inputs) {
+    if (!base::lies_in(options.out, input)) continue;
+    throw base::WrongUsage(base::concat("--out ", options.out.string(), " is the calibration text ",
+                                        input.string(), "; name another file"));
+  }
+  for (const auto& [option, path] : {std::pair{"--out", options.out}, std::pair{"--work", options.work}}) {
+    if (!base::lies_in(path, job.folder.path)) continue;
+    throw base::WrongUsage(base::concat(option, " ", path.string(), " lies in the model's folder ",
+                                        job.folder.path.string(), "; name a place elsewhere"));
+  }
 }
 
 // A run that was killed after it wrote its result left its work folder.
 void remove_leftover(const CalibrationJob& job) {
   if (job.options.dry_run || !fs::is_directory(job.options.work)) return;
   try {
-    WorkFolder(job.options.work, job.identity_json).remove_all();
+    WorkFolder(job.options.work, job.identity_json).finish();
   } catch (const base::Error&) {
     // Another run's, which is none of ours.
   }
 }
 
-/// The passes and fits from what the work folder holds to the finished codebook.
-formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, std::int64_t cache_bytes,
-                             base::Progress& progress, CalibrationReport& report) {
-  Passes passes(job, folder, progress, cache_bytes);
+/// What is left of the passes and fits, from what the work folder holds to the finished codebook.
+formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Checkpoints found,
+                             const ResourceNeed& need, base::Progress& progress, CalibrationReport& report) {
+  const RemainingWork left = remaining_work(found, job.with_gradients());
+  Passes passes(job, folder, progress, left, need.lanes, cache_bytes(need));
   const Clock::time_point start = Clock::now();
   passes.forward();
-  job.frame.calibration.loss = passes.head();
-  report.forward_seconds = seconds_since(start);
+  if (left.head) found.losses = passes.head();
+  const std::vector<double>& losses = *found.losses;
+  job.frame.calibration.loss =
+      std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size());
+  report.forward_seconds += seconds_since(start);
 
   const Clock::time_point backward_start = Clock::now();
-  const int layers = job.config.num_layers;
-  progress.begin_stage("backward", job.windows.tokens() * layers, "tokens");
   formats::Codebook codebook = job.frame;
+  for (auto& fit : found.fits) {
+    if (fit) codebook.layers.push_back(std::move(*fit));
+  }
+  passes.begin_backward();
   FitInBackground fits(job, folder, passes);
-  for (int layer = layers - 1; layer >= 0; --layer) {
-    if (auto saved = folder.load_layer(layer)) {
-      codebook.layers.push_back(std::move(*saved));
-      passes.layer_saved(layer);
-      continue;
+  for (int layer = found.layers - 1; layer >= 0; --layer) {
+    if (!left.visits(layer)) continue;
+    if (auto capture = passes.backward_layer(layer)) {
+      fits.start(std::move(*capture));
+    } else {
+      passes.layer_done(layer);
     }
-    fits.start(passes.backward_layer(layer));
   }
   fits.wait();
-  progress.end_stage();
-  report.backward_seconds = seconds_since(backward_start);
-  report.fit_seconds = fits.seconds();
+  passes.end_backward();
+  report.backward_seconds += seconds_since(backward_start);
+  report.fit_seconds += fits.seconds();
   for (formats::LayerCodebook& layer : fits.take_layers()) codebook.layers.push_back(std::move(layer));
   std::ranges::sort(codebook.layers, {}, &formats::LayerCodebook::index);
   return codebook;
 }
 
+std::vector<SampleAdvice> size_advice(const CalibrationJob& job) {
+  const std::int64_t counted = job.windows.tokens() - job.windows.samples * job.options.sinks;
+  return advise_by_size(job.windows.samples, counted, job.options.outliers);
+}
+
 void warn(CalibrationReport& report, base::Progress& progress, const std::vector<std::string>& warnings) {
   for (const std::string& warning : warnings) progress.warning(warning);
   report.warnings.insert(report.warnings.end(), warnings.begin(), warnings.end());
+}
+
+/// Runs the passes; a checkpoint that turns out damaged is removed, and they go on from what is still there.
+formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, base::Progress& progress,
+                                 CalibrationReport& report) {
+  for (;;) {
+    Checkpoints found = WorkFolder::find(folder.path(), job.identity_json, job.checkpoint_shape());
+    warn(report, progress, describe_damage(found, remaining_work(found, job.with_gradients())));
+    for (const DamagedCheckpoint& damage : found.damaged) folder.remove(damage);
+    found.damaged.clear();
+    try {
+      return run_passes(job, folder, std::move(found), report.plan.need, progress, report);
+    } catch (const DamagedCheckpoint& damage) {
+      warn(report, progress,
+           {base::concat("the checkpoint ", damage.what(), "; it is made again from what is still there")});
+      folder.remove(damage);
+    }
+  }
 }
 
 }  // namespace
@@ -168,29 +235,35 @@ CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& p
                             PlanListener* listener) {
   const Clock::time_point start = Clock::now();
   CalibrationJob job = prepare_calibration(options, progress);
+  check_places(job);
   at::set_num_threads(job.threads);
   CalibrationReport report;
   report.already_done = finished_before(job, report.codebook);
-  report.plan = make_plan(job);
+  const CheckpointShape shape = job.checkpoint_shape();
   progress.check_interrupted();
   if (report.already_done) {
+    report.plan = make_plan(job, Checkpoints(shape.layers));
     remove_leftover(job);
     return report;
   }
-  report.plan.earlier = WorkFolder::state(report.plan.work, job.identity_json, job.config.num_layers);
+  report.plan = make_plan(job, WorkFolder::find(job.options.work, job.identity_json, shape));
   check_writable(job.options.out, job.options.dry_run);
   if (listener != nullptr) listener->on_plan(report.plan);
   warn(report, progress, job.warnings);
+  // A run says it once, at its end, with what it then knows.
+  if (job.options.dry_run) warn(report, progress, sample_warning(size_advice(job)));
+  check_need(report.plan.need, job);
   if (job.options.dry_run) return report;
 
-  const std::int64_t cache_bytes = check_need(report.plan.need, job);
   WorkFolder folder(job.options.work, job.identity_json);
-  formats::Codebook codebook = run_passes(job, folder, cache_bytes, progress, report);
+  formats::Codebook codebook = run_to_the_end(job, folder, progress, report);
   warn(report, progress, judge_fits(codebook));
-  warn(report, progress, judge_sample(codebook));
+  std::vector<SampleAdvice> advice = size_advice(job);
+  for (SampleAdvice& part : advise_by_halves(codebook)) advice.push_back(std::move(part));
+  warn(report, progress, sample_warning(advice));
   formats::write_codebook(job.options.out, codebook);
   report.codebook = formats::read_codebook(job.options.out);
-  folder.remove_all();
+  folder.finish();
   report.seconds = seconds_since(start);
   return report;
 }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/progress.h"
-#include "calib/work_folder.h"
+#include "calib/checkpoints.h"
 #include "formats/codebook.h"
 
 namespace kvcal::calib {
@@ -33,7 +33,8 @@ struct CalibrationOptions {
   std::string value_scope = "token";   ///< token: thresholds over all channels of a token; head: per kv head
   std::string sensitivity = "fisher";  ///< fisher, or none: every element weighs the same
   std::string fisher_scale = "range";  ///< range: weights F s^2; none: F
-  std::string dtype = "auto";          ///< auto, float32, bfloat16: the arithmetic of the model
+  std::string dtype = "auto";          ///< arithmetic of the model: float32, bfloat16, or auto: bfloat16
+                                       ///< where the CPU multiplies it natively
   std::string device = "cpu";          ///< cpu; cuda[:N]
   int threads = 0;                     ///< 0: all that the machine or its cgroup gives
   std::int64_t seed = 0;               ///< other than 0: shifts where the windows start
@@ -42,21 +43,34 @@ struct CalibrationOptions {
       memory_bytes;        ///< resident limit of the whole process; default 80 % of what is free
   bool overwrite = false;  ///< replace an existing `out`
   bool dry_run = false;    ///< only plan
+
+  [[nodiscard]] std::filesystem::path work_folder() const {
+    return work.empty() ? std::filesystem::path(out.string() + ".work") : work;
+  }
+};
+
+/// Resident bytes at one stage of a run: "forward", "loss", "backward".
+struct StageNeed {
+  std::string stage;
+  std::int64_t weights_bytes = 0;  ///< of the layer at hand, or the head, in the compute type
+  std::int64_t working_bytes = 0;  ///< samples on their way through it, one to a lane
+  std::int64_t capture_bytes = 0;  ///< keys, values and gradients of the layers in flight
+  std::int64_t fit_bytes = 0;      ///< the fits that run beside the backward pass
+  [[nodiscard]] std::int64_t total() const {
+    return weights_bytes + working_bytes + capture_bytes + fit_bytes;
+  }
 };
 
 /// What a run will need, known before it starts. Bytes.
 struct ResourceNeed {
-  std::int64_t memory_bytes = 0;        ///< peak resident, with the smallest activation cache
+  std::int64_t base_bytes = 0;  ///< the program, its libraries, the tokens
+  StageNeed largest;            ///< the stage that needs most
+  std::int64_t memory_bytes = 0;        ///< peak resident: the two together, with no activations cached
   std::int64_t memory_limit_bytes = 0;  ///< what the run may use
-  std::int64_t weights_bytes = 0;       ///< of memory_bytes: one layer (or the head) in the compute type
-  std::int64_t working_bytes = 0;       ///< of memory_bytes: one sample through one layer with its gradients
-  std::int64_t capture_bytes =
-      0;                        ///< of memory_bytes: keys, values and gradients of the two layers in flight
-  std::int64_t fit_bytes = 0;   ///< of memory_bytes: the solver
-  std::int64_t base_bytes = 0;  ///< of memory_bytes: the program and its libraries
-  std::int64_t disk_bytes = 0;  ///< work folder and codebook
-  std::int64_t disk_free_bytes = 0;  ///< free where the work folder lies
-  double seconds = 0;  ///< model arithmetic over the measured rate of this machine, and the fits
+  int lanes = 1;                        ///< samples computed side by side: as many as memory allows
+  std::int64_t disk_bytes = 0;          ///< still to be written: work folder and codebook
+  std::int64_t disk_free_bytes = 0;     ///< free where the work folder lies
+  double seconds_low = 0, seconds_high = 0;  ///< between which the run will take, on an idle machine
 };
 
 /// What will be done: shown before the work starts, and all that --dry-run gives.
@@ -67,7 +81,10 @@ struct CalibrationPlan {
   std::int64_t parameters = 0;
   ResourceNeed need;
   std::filesystem::path work;
-  WorkState earlier;  ///< what an earlier run left in `work`
+  int layers_fitted = 0;             ///< by an earlier run, in `work`
+  bool goes_on = false;              ///< an earlier run left anything in `work`
+  RemainingWork left;                ///< what of the passes this run will do
+  std::vector<std::string> damaged;  ///< files of `work` that are damaged, each with why and what it costs
 };
 
 /// The result, and how it came about.

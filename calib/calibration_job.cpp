@@ -9,7 +9,10 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "calib/activation_store.h"
+#include "calib/machine.h"
 #include "calib/version.h"
+#include "formats/json_depth.h"
 
 namespace kvcal::calib {
 
@@ -128,18 +131,6 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
         base::concat("windows of ", job.windows.seqlen, " tokens exceed the ", job.config.max_positions,
                      " positions that the model was made for; its activations there are not what it serves"));
   }
-  const std::int64_t counted = job.windows.tokens() - job.windows.samples * job.options.sinks;
-  for (const double fraction : job.options.outliers) {
-    const double behind = fraction / 2 * static_cast<double>(counted);
-    if (fraction == 0 || behind >= 50) continue;
-    const double tokens_per_sample = static_cast<double>(counted) / static_cast<double>(job.windows.samples);
-    const auto wanted = static_cast<std::int64_t>(50 / (fraction / 2) / tokens_per_sample) + 1;
-    warnings.push_back(base::concat("of outlier fraction ", fraction, " only ",
-                                    static_cast<std::int64_t>(behind),
-                                    " of a channel's values lie beyond each "
-                                    "threshold; fewer than 50 say little: try --samples ",
-                                    wanted));
-  }
   return warnings;
 }
 
@@ -176,6 +167,7 @@ void fill_frame(CalibrationJob& job) {
   frame.model.head_dim = job.config.head_dim;
   frame.model.rope_json = job.config.rope.to_json();
   formats::CalibrationInfo& info = frame.calibration;
+  info.revision = kRevision;
   info.options_json = options_json(job);
   info.texts = job.windows.texts;
   info.tokens_sha256 = job.windows.sha256();
@@ -198,7 +190,9 @@ std::string codebook_identity(const formats::Codebook& codebook) {
   json identity = {{"model config", codebook.model.config_sha256},
                    {"model weights", codebook.model.weights_sha256},
                    {"tokens", codebook.calibration.tokens_sha256},
-                   {"version", codebook.created_by}};
+                   {"version", codebook.created_by},
+                   {"revision of the algorithm", codebook.calibration.revision}};
+  formats::check_json_depth(codebook.calibration.options_json, "options");
   const json options = json::parse(codebook.calibration.options_json, nullptr, false);
   if (options.is_object()) {
     for (const auto& [key, value] : options.items()) identity["--" + key] = value;
@@ -208,6 +202,11 @@ std::string codebook_identity(const formats::Codebook& codebook) {
   identity["texts"] = texts;
   identity["model name"] = codebook.model.name;
   return identity.dump();
+}
+
+CheckpointShape CalibrationJob::checkpoint_shape() const {
+  return {config.num_layers, windows.samples,
+          activation_file_bytes(windows.samples, windows.tokens(), config.hidden_size, weights->dtype())};
 }
 
 FitOptions CalibrationJob::fit_options() const {
@@ -228,10 +227,10 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   for (double& fraction : job.options.outliers) fraction = std::abs(fraction);  // -0 is 0
   std::sort(job.options.outliers.begin(), job.options.outliers.end());
   job.threads = base::resolve_threads(options.threads);
-  if (job.options.work.empty()) job.options.work = options.out.string() + ".work";
-  // float32 is the default: the arithmetic that the definitions are checked against. bfloat16 is there for
-  // who asks.
-  if (job.options.dtype == "auto") job.options.dtype = "float32";
+  job.options.work = options.work_folder();
+  // bfloat16 halves the time where the CPU multiplies it natively, and moves results by less than another
+  // sample would (docs/method.md). Elsewhere it would be slower than float32.
+  if (job.options.dtype == "auto") job.options.dtype = multiplies_bfloat16() ? "bfloat16" : "float32";
 
   job.folder = find_model_folder(options.model);
   job.config = read_model_config(job.folder.path);

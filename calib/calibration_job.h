@@ -11,6 +11,7 @@
 #include "calib/model.h"
 #include "calib/model_folder.h"
 #include "calib/text_sampler.h"
+#include "calib/work_folder.h"
 
 namespace kvcal::calib {
 
@@ -28,6 +29,8 @@ struct CalibrationJob {
   std::vector<std::string> warnings;
 
   [[nodiscard]] FitOptions fit_options() const;
+  [[nodiscard]] bool with_gradients() const { return options.sensitivity == "fisher"; }
+  [[nodiscard]] CheckpointShape checkpoint_shape() const;
 };
 
 /// Checks the options against each other and the model, reads headers and tokens. Writes nothing.
@@ -38,11 +41,13 @@ struct CalibrationJob {
 /// would make the same.
 [[nodiscard]] std::string codebook_identity(const formats::Codebook& codebook);
 
-/// What the job will need. layers: how many kinds of memory there are is documented at ResourceNeed.
-[[nodiscard]] ResourceNeed estimate_need(const CalibrationJob& job);
+/// What is left of the job will need, as ResourceNeed says.
+[[nodiscard]] ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left);
 
-/// The resident memory left for cached activations within the limit. Throws SystemError where the limit or
-/// the disk is too small, saying how much is needed.
-[[nodiscard]] std::int64_t check_need(const ResourceNeed& need, const CalibrationJob& job);
+/// Throws SystemError where the limit or the disk is too small, saying how much is needed.
+void check_need(const ResourceNeed& need, const CalibrationJob& job);
+
+/// The memory left for cached activations within the limit.
+[[nodiscard]] std::int64_t cache_bytes(const ResourceNeed& need);
 
 }  // namespace kvcal::calib

@@ -157,6 +157,7 @@ void compare_calibration(Comparison& compare, const formats::CalibrationInfo& le
   if (left.texts != right.texts) {
     compare.different("/calibration/texts", texts_in_short(left.texts), texts_in_short(right.texts));
   }
+  compare.integer("/calibration/revision", left.revision, right.revision);
   compare.text("/calibration/tokens_sha256", left.tokens_sha256, right.tokens_sha256);
   compare.integer("/calibration/samples", left.samples, right.samples);
   compare.integer("/calibration/seqlen", left.seqlen, right.seqlen);

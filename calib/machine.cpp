@@ -1,58 +1,42 @@
 #include "calib/machine.h"
 
-#include <unistd.h>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <fstream>
 #include <limits>
-#include <optional>
 #include <string>
 
+#include "base/cgroup.h"
 #include "base/error.h"
 
 namespace kvcal::calib {
 namespace {
 
-std::optional<std::int64_t> read_number(const char* path) {
-  std::ifstream file(path);
-  std::int64_t value = 0;
-  if (file >> value) return value;
-  return std::nullopt;
-}
-
-// What the cgroup's limit leaves; page cache that can be dropped counts as free.
-std::int64_t cgroup_room() {
-  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
-  const auto limit = read_number("/sys/fs/cgroup/memory.max");
-  const auto used = read_number("/sys/fs/cgroup/memory.current");
-  if (!limit || !used) {
-    const auto old_limit = read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes");
-    const auto old_used = read_number("/sys/fs/cgroup/memory/memory.usage_in_bytes");
-    if (!old_limit || !old_used || *old_limit > (std::int64_t{1} << 60)) return kNone;
-    return *old_limit - *old_used;
-  }
-  std::int64_t droppable = 0;
-  std::ifstream statistics("/sys/fs/cgroup/memory.stat");
-  std::string name;
-  std::int64_t value = 0;
-  while (statistics >> name >> value) {
-    if (name == "inactive_file" || name == "active_file") droppable += value;
-  }
-  return *limit - *used + droppable;
-}
-
-}  // namespace
-
-std::int64_t available_memory_bytes() {
-  std::int64_t available = std::numeric_limits<std::int64_t>::max();
+// A line of /proc/meminfo in bytes; the largest number there is where it is missing.
+std::int64_t meminfo(std::string_view wanted) {
   std::ifstream file("/proc/meminfo");
   std::string name, unit;
   std::int64_t kibibytes = 0;
   while (file >> name >> kibibytes) {
     std::getline(file, unit);
-    if (name == "MemAvailable:") available = kibibytes * 1024;
+    if (name == wanted) return kibibytes * 1024;
   }
-  return std::max<std::int64_t>(0, std::min(available, cgroup_room()));
+  return std::numeric_limits<std::int64_t>::max();
+}
+
+}  // namespace
+
+std::int64_t available_memory_bytes() {
+  const std::int64_t available = meminfo("MemAvailable:");
+  return std::min(available, base::cgroup_memory_room().value_or(available));
+}
+
+std::int64_t total_memory_bytes() {
+  return meminfo("MemTotal:");
 }
 
 std::int64_t free_disk_bytes(const std::filesystem::path& path) {
@@ -67,11 +51,21 @@ std::int64_t free_disk_bytes(const std::filesystem::path& path) {
       std::min<std::uintmax_t>(space.available, std::numeric_limits<std::int64_t>::max()));
 }
 
-std::int64_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  std::int64_t size = 0, resident = 0;
-  file >> size >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  // The kernel's word: the instructions are there and it saves their registers.
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(file, line)) {
+    if (!line.starts_with("flags")) continue;
+    return line.find(" avx512_bf16") != std::string::npos || line.find(" amx_bf16") != std::string::npos;
+  }
+  return false;
+#elif defined(__aarch64__) && defined(HWCAP2_BF16)
+  return (::getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace kvcal::calib

@@ -10,11 +10,14 @@ namespace kvcal::calib {
 /// leaves less.
 [[nodiscard]] std::int64_t available_memory_bytes();
 
+/// All memory of the machine, in bytes.
+[[nodiscard]] std::int64_t total_memory_bytes();
+
 /// Free bytes for this user where `path`, or the nearest folder above it that exists, lies. Throws
 /// SystemError.
 [[nodiscard]] std::int64_t free_disk_bytes(const std::filesystem::path& path);
 
-/// Resident bytes of this process now.
-[[nodiscard]] std::int64_t resident_bytes();
+/// Whether this CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX on x86-64, BF16 on Arm).
+[[nodiscard]] bool multiplies_bfloat16();
 
 }  // namespace kvcal::calib

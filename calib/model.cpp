@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "formats/json_depth.h"
 
 namespace kvcal::calib {
 
@@ -78,7 +79,9 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
   }
   nlohmann::json json;
   try {
-    json = nlohmann::json::parse(base::read_text_file(file));
+    const std::string text = base::read_text_file(file);
+    formats::check_json_depth(text, file.string());
+    json = nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {
     throw base::InvalidInput(base::concat(file.string(), ": not valid JSON: ", error.what()));
   }

@@ -82,65 +82,85 @@ double estimate_seconds(const CalibrationJob& job, double layer_parameters, doub
   return operations / rate + fits;
 }
 
-std::int64_t folder_bytes(const std::filesystem::path& folder) {
-  std::int64_t total = 0;
-  std::error_code ignored;
-  for (const auto& item : std::filesystem::directory_iterator(folder, ignored)) {
-    const auto size = item.file_size(ignored);
-    if (!ignored) total += static_cast<std::int64_t>(size);
-  }
-  return total;
+/// One stage after the other, with so many lanes.
+StageNeed largest_stage(const CalibrationJob& job, const RemainingWork& left, int lanes) {
+  const ModelConfig& config = job.config;
+  const std::int64_t seqlen = job.windows.seqlen;
+  const std::int64_t tokens = job.windows.tokens();
+  const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
+  const std::int64_t kv_channels = 2 * std::int64_t{config.num_kv_heads} * config.head_dim;
+  const std::int64_t block = seqlen * 4 *
+                             (config.hidden_size * kHiddenCopies + (query + kv_channels) * kAttentionCopies +
+                              config.intermediate_size * kInnerCopies);
+  StageNeed forward{"forward", weight_sizes(job, 0).bytes, block * lanes, 0, 0};
+  StageNeed loss{"loss", weight_sizes(job, config.num_layers).bytes,
+                 std::min(seqlen, kHeadRows) * config.vocab_size * 4 * kHeadCopies * lanes, 0, 0};
+  const std::int64_t capture = tokens * kv_channels * 4 * (job.with_gradients() ? 2 : 1);
+  StageNeed backward = forward;
+  backward.stage = "backward";
+  // One layer is captured while the one before it is fitted.
+  backward.capture_bytes = capture * std::min(2, left.backward_layers());
+  // Thresholds of every token, their zeros and ranges, and the points that the solver gathers.
+  backward.fit_bytes = tokens * config.num_kv_heads * 48 + capture / 4 + (std::int64_t{48} << 20);
+  StageNeed largest;
+  if (left.forward_layers() > 0) largest = forward;
+  if (left.head && loss.total() > largest.total()) largest = loss;
+  if (left.backward_layers() > 0 && backward.total() > largest.total()) largest = backward;
+  return largest;
+}
+
+// Files still to be written. Those that an earlier run left are on the disk already.
+std::int64_t disk_need(const CalibrationJob& job, const RemainingWork& left) {
+  constexpr std::int64_t kLayerFileBytes = 256 << 10;
+  const std::int64_t activations = job.checkpoint_shape().activation_bytes;
+  const auto count = [](const std::vector<bool>& marks) { return std::count(marks.begin(), marks.end(), true); };
+  // Of the gradients two exist together: a layer's input and output.
+  return activations * (count(left.hidden) + std::min<std::int64_t>(2, count(left.gradient))) +
+         2 * kLayerFileBytes * count(left.fit);
 }
 
 }  // namespace
 
-ResourceNeed estimate_need(const CalibrationJob& job) {
-  const ModelConfig& config = job.config;
-  const WeightSizes layer_weights = weight_sizes(job, 0);
-  const WeightSizes head_weights = weight_sizes(job, config.num_layers);
-  const std::int64_t kv_channels = 2 * std::int64_t{config.num_kv_heads} * config.head_dim;
-  const std::int64_t element = job.options.dtype == "bfloat16" ? 2 : 4;
-  const std::int64_t seqlen = job.windows.seqlen;
-  const std::int64_t tokens = job.windows.tokens();
-  const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
-  const bool gradients = job.options.sensitivity == "fisher";
-
+ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left) {
   ResourceNeed need;
   need.base_bytes = kProgramBytes;
-  need.weights_bytes = std::max(layer_weights.bytes, head_weights.bytes);
-  const std::int64_t block = seqlen * 4 *
-                             (config.hidden_size * kHiddenCopies + (query + kv_channels) * kAttentionCopies +
-                              config.intermediate_size * kInnerCopies);
-  const std::int64_t head = std::min(seqlen, kHeadRows) * config.vocab_size * 4 * kHeadCopies;
-  need.working_bytes = std::max(block, head);
-  const std::int64_t capture = tokens * kv_channels * 4 * (gradients ? 2 : 1);
-  // One layer is captured while the one before it is fitted.
-  need.capture_bytes = capture * std::min(2, config.num_layers);
-  // Thresholds of every token, their zeros and ranges, and the points that the solver gathers.
-  need.fit_bytes = tokens * config.num_kv_heads * 48 + capture / 4 + (std::int64_t{48} << 20);
-  need.memory_bytes =
-      need.base_bytes + need.weights_bytes + need.working_bytes + need.capture_bytes + need.fit_bytes;
-  need.memory_limit_bytes = job.options.memory_bytes.value_or(available_memory_bytes() / 5 * 4);
-
-  const std::int64_t hidden = tokens * config.hidden_size * element;
-  constexpr std::int64_t kLayerFileBytes = 256 << 10;
-  need.disk_bytes = hidden * (config.num_layers + 1 + 2) + config.num_layers * kLayerFileBytes * 2;
-  // What an earlier run left there is part of what this one needs.
-  need.disk_free_bytes = free_disk_bytes(job.options.work) + folder_bytes(job.options.work);
-  need.seconds = estimate_seconds(job, static_cast<double>(layer_weights.parameters),
-                                  static_cast<double>(head_weights.parameters),
-                                  static_cast<double>(kv_channels), measure_rate(job.weights->dtype()));
+  const std::int64_t available = available_memory_bytes();
+  need.memory_limit_bytes =
+      job.options.memory_bytes ? std::min(*job.options.memory_bytes, available) : available / 5 * 4;
+  const auto most = static_cast<int>(std::min<std::int64_t>(job.threads, job.windows.samples));
+  for (need.lanes = std::max(1, most);; --need.lanes) {
+    need.largest = largest_stage(job, left, need.lanes);
+    need.memory_bytes = need.base_bytes + need.largest.total();
+    if (need.lanes == 1 || need.memory_bytes <= need.memory_limit_bytes) break;
+  }
+  need.disk_bytes = disk_need(job, left);
+  need.disk_free_bytes = free_disk_bytes(job.options.work);
+  const double seconds = estimate_seconds(
+      job, static_cast<double>(weight_sizes(job, 0).parameters),
+      static_cast<double>(weight_sizes(job, job.config.num_layers).parameters),
+      2.0 * job.config.num_kv_heads * job.config.head_dim, measure_rate(job.weights->dtype()));
+  need.seconds_low = seconds;
+  need.seconds_high = seconds;
   return need;
 }
 
-std::int64_t check_need(const ResourceNeed& need, const CalibrationJob& job) {
+void check_need(const ResourceNeed& need, const CalibrationJob& job) {
   const auto mib = [](std::int64_t bytes) { return base::concat((bytes + (1 << 20) - 1) >> 20, " MiB"); };
+  if (job.options.memory_bytes && *job.options.memory_bytes > total_memory_bytes()) {
+    throw base::WrongUsage(base::concat("--memory is ", mib(*job.options.memory_bytes), ", and this machine has ",
+                                        mib(total_memory_bytes()), ", of which ",
+                                        mib(available_memory_bytes()), " are free; give less"));
+  }
   if (need.memory_bytes > need.memory_limit_bytes) {
+    const StageNeed& stage = need.largest;
     throw base::SystemError(base::concat(
-        "this run needs ", mib(need.memory_bytes), " of memory (weights of a layer ", mib(need.weights_bytes),
-        ", one sample ", mib(need.working_bytes), ", captured keys and values ", mib(need.capture_bytes),
-        ", fit ", mib(need.fit_bytes), ") and may use ", mib(need.memory_limit_bytes),
-        job.options.memory_bytes ? " (--memory)" : " (80 % of what is free)",
+        "this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage, " pass (weights ",
+        mib(stage.weights_bytes), ", a sample ", mib(stage.working_bytes), ", captured keys and values ",
+        mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes), ", the program ", mib(need.base_bytes),
+        ") and may use ", mib(need.memory_limit_bytes),
+        !job.options.memory_bytes                                  ? " (80 % of what is free)"
+        : *job.options.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
+                                                              : " (--memory)",
         "; lower --samples or --seqlen, or give it more"));
   }
   if (need.disk_bytes > need.disk_free_bytes) {
@@ -148,6 +168,9 @@ std::int64_t check_need(const ResourceNeed& need, const CalibrationJob& job) {
         "the work folder ", job.options.work.string(), " needs ", mib(need.disk_bytes), " of disk and ",
         mib(need.disk_free_bytes), " are free; free some, or name a folder on another disk with --work"));
   }
+}
+
+std::int64_t cache_bytes(const ResourceNeed& need) {
   return (need.memory_limit_bytes - need.memory_bytes) / kCacheOverhead;
 }
 

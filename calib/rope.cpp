@@ -65,10 +65,16 @@ at::Tensor rotate(const at::Tensor& x, const RotaryTable& table) {
 }
 
 RotaryTable RotaryCache::table(std::int64_t tokens) {
+  const auto length = [](const RotaryTable& table) {
+    return table.cosines.defined() ? table.cosines.size(0) : std::int64_t{0};
+  };
   const std::scoped_lock lock(mutex_);
-  auto found = tables_.find(tokens);
-  if (found == tables_.end()) found = tables_.emplace(tokens, rotary_table(rope_, head_dim_, tokens)).first;
-  return found->second;
+  if (rope_.type == "dynamic" && tokens > rope_.original_max_positions) {
+    if (length(own_) != tokens) own_ = rotary_table(rope_, head_dim_, tokens);
+    return own_;
+  }
+  if (length(shared_) < tokens) shared_ = rotary_table(rope_, head_dim_, tokens);
+  return {shared_.cosines.slice(0, 0, tokens), shared_.sines.slice(0, 0, tokens)};
 }
 
 }  // namespace kvcal::calib

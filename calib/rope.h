@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <map>
 #include <mutex>
 #include <vector>
 
@@ -30,7 +29,8 @@ struct RotaryTable {
 /// x: [tokens, heads, head_dim], any floating type; returns the same shape and type, rotated in float32.
 [[nodiscard]] at::Tensor rotate(const at::Tensor& x, const RotaryTable& table);
 
-/// The tables of one model, made once for each length. Thread-safe.
+/// The tables of one model. Kept are the longest that serves every shorter sequence, too, and the last of a
+/// length that has angles of its own (`dynamic` beyond its original positions). Thread-safe.
 class RotaryCache {
  public:
   RotaryCache(RopeConfig rope, int head_dim) : rope_(std::move(rope)), head_dim_(head_dim) {}
@@ -40,7 +40,7 @@ class RotaryCache {
   RopeConfig rope_;
   int head_dim_;
   std::mutex mutex_;
-  std::map<std::int64_t, RotaryTable> tables_;
+  RotaryTable shared_, own_;
 };
 
 }  // namespace kvcal::calib

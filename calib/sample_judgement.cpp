@@ -53,25 +53,55 @@ SampleDifference sample_difference(const formats::Codebook& codebook) {
   return {shift.value(), excess.value()};
 }
 
-std::vector<std::string> judge_sample(const formats::Codebook& codebook) {
+std::vector<SampleAdvice> advise_by_size(std::int64_t samples, std::int64_t counted,
+                                         const std::vector<double>& outliers) {
+  constexpr double kFewest = 50;
+  std::vector<SampleAdvice> advice;
+  for (const double fraction : outliers) {
+    const double beyond = fraction / 2 * static_cast<double>(counted);
+    if (fraction == 0 || beyond >= kFewest) continue;
+    const double tokens_per_sample = static_cast<double>(counted) / static_cast<double>(samples);
+    advice.push_back({base::concat("of outlier fraction ", fraction, " only ",
+                                   static_cast<std::int64_t>(beyond),
+                                   " of a channel's values lie beyond each threshold, and fewer than 50 say "
+                                   "little"),
+                      static_cast<std::int64_t>(kFewest / (fraction / 2) / tokens_per_sample) + 1});
+  }
+  return advice;
+}
+
+std::vector<SampleAdvice> advise_by_halves(const formats::Codebook& codebook) {
   const SampleDifference difference = sample_difference(codebook);
   const std::int64_t samples = codebook.calibration.samples;
-  std::vector<std::string> warnings;
+  std::vector<SampleAdvice> advice;
   if (difference.threshold_shift > kThresholdShiftLimit) {
     const double factor = std::pow(difference.threshold_shift / kThresholdShiftLimit, 2);
-    warnings.push_back(base::concat(
-        "the sample is small: thresholds of keys fitted to its two halves differ by ",
-        percent(difference.threshold_shift), " of a channel's range, and more than ",
-        percent(kThresholdShiftLimit), " costs quality; try --samples ", more_samples(samples, factor)));
+    advice.push_back({base::concat("thresholds of keys fitted to its two halves differ by ",
+                                   percent(difference.threshold_shift),
+                                   " of a channel's range, and more than ", percent(kThresholdShiftLimit),
+                                   " costs quality"),
+                      more_samples(samples, factor)});
   }
   if (difference.datatype_excess > kDatatypeExcessLimit) {
     const double factor = difference.datatype_excess / kDatatypeExcessLimit;
-    warnings.push_back(base::concat(
-        "the sample is small: datatypes fitted to one half of it leave ", percent(difference.datatype_excess),
-        " more error on the other than that one's own, and more than ", percent(kDatatypeExcessLimit),
-        " costs quality; try --samples ", more_samples(samples, factor)));
+    advice.push_back({base::concat("datatypes fitted to one half of it leave ",
+                                   percent(difference.datatype_excess),
+                                   " more error on the other than that one's own, and more than ",
+                                   percent(kDatatypeExcessLimit), " costs quality"),
+                      more_samples(samples, factor)});
   }
-  return warnings;
+  return advice;
+}
+
+std::vector<std::string> sample_warning(const std::vector<SampleAdvice>& advice) {
+  if (advice.empty()) return {};
+  std::string reasons;
+  std::int64_t samples = 0;
+  for (const SampleAdvice& part : advice) {
+    reasons += (reasons.empty() ? "" : "; ") + part.reason;
+    samples = std::max(samples, part.samples);
+  }
+  return {base::concat("the sample is small: ", reasons, ": try --samples ", samples)};
 }
 
 std::vector<std::string> judge_fits(const formats::Codebook& codebook) {

@@ -1,6 +1,7 @@
 // calib/sample_judgement.h: what a finished codebook says of the sample that it was fitted to.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,23 @@ struct SampleDifference {
 };
 [[nodiscard]] SampleDifference sample_difference(const formats::Codebook& codebook);
 
-/// Warnings where the halves differ too much, each saying how many samples to try: differences of thresholds
-/// fall as one over the square root of the number of samples, excess costs as one over it.
-[[nodiscard]] std::vector<std::string> judge_sample(const formats::Codebook& codebook);
+/// Why a sample is small, and how many samples would do.
+struct SampleAdvice {
+  std::string reason;
+  std::int64_t samples = 0;
+};
+
+/// By its size alone, before any work: fewer than 50 of a channel's values beyond a threshold say little of
+/// where it should lie. counted: tokens in the statistics.
+[[nodiscard]] std::vector<SampleAdvice> advise_by_size(std::int64_t samples, std::int64_t counted,
+                                                       const std::vector<double>& outliers);
+
+/// Where the halves of the finished sample differ too much: differences of thresholds fall as one over the
+/// square root of the number of samples, excess costs as one over it.
+[[nodiscard]] std::vector<SampleAdvice> advise_by_halves(const formats::Codebook& codebook);
+
+/// All of it as one warning with one number, the largest; none where there is no advice.
+[[nodiscard]] std::vector<std::string> sample_warning(const std::vector<SampleAdvice>& advice);
 
 /// A warning for every fit that found all sensitivities zero.
 [[nodiscard]] std::vector<std::string> judge_fits(const formats::Codebook& codebook);

@@ -6,4 +6,8 @@ namespace kvcal::calib {
 /// "0.1.0"
 [[nodiscard]] const char* version();
 
+/// Counts the changes after which the same run gives another codebook, or keeps its checkpoints in another
+/// form: two revisions do not go on from each other's work folders, nor take each other's results for done.
+inline constexpr int kRevision = 2;
+
 }  // namespace kvcal::calib

@@ -89,7 +89,11 @@ at::Tensor WeightLoader::load(const TensorSpec& spec) const {
   const formats::TensorView& tensor = checkpoint_.get(spec.name);
   const at::Tensor stored = view_tensor(tensor);
   check_finite(tensor, stored);
-  return stored.to(dtype_);
+  if (stored.scalar_type() == dtype_) return stored;
+  const at::Tensor converted = stored.to(dtype_);
+  // The copy is what is used from here on: the file's pages need not stay beside it.
+  checkpoint_.advise_dont_need(tensor);
+  return converted;
 }
 
 at::Tensor WeightLoader::load_rows(const TensorSpec& spec, const at::Tensor& indices) const {

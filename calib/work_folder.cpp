@@ -1,10 +1,14 @@
 #include "calib/work_folder.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/error.h"
+#include "base/new_file.h"
+#include "formats/json_depth.h"
 
 namespace kvcal::calib {
 
@@ -13,23 +17,125 @@ namespace fs = std::filesystem;
 
 namespace {
 
+// What the lock says, and who may remove the folder.
+constexpr std::string_view kFolderMade = "kvcal made this folder and removes it when it is done\n";
+constexpr std::string_view kFolderFound = "this folder was here before kvcal used it\n";
+constexpr std::uint64_t kMaxJsonBytes = std::uint64_t{1} << 26;
+
 std::string numbered(const char* format, int layer) {
   char name[64];
   std::snprintf(name, sizeof(name), format, layer);
   return name;
 }
 
-void make_folder(const fs::path& path) {
+fs::path run_file(const fs::path& folder) {
+  return folder / "run.json";
+}
+
+fs::path losses_file(const fs::path& folder) {
+  return folder / "head.json";
+}
+
+fs::path layer_file(const fs::path& folder, int layer) {
+  return folder / numbered("layer_%04d.h5", layer);
+}
+
+// Whether a run gives a file this name: "hidden_0003.bin", but not "hidden_3.bin".
+bool is_final_name(std::string_view name) {
+  if (name == "lock" || name == "run.json" || name == "head.json") return true;
+  for (const char* format : {"hidden_%04d.bin", "gradient_%04d.bin", "layer_%04d.h5"}) {
+    const std::string_view stem = std::string_view(format).substr(0, std::string_view(format).find('%'));
+    if (!name.starts_with(stem)) continue;
+    const std::string digits(name.substr(stem.size(), 4));
+    if (digits.size() == 4 && digits.find_first_not_of("0123456789") == std::string::npos &&
+        name == numbered(format, std::stoi(digits)))
+      return true;
+  }
+  return false;
+}
+
+std::string text_of(const fs::path& file) {
+  const std::vector<std::byte> bytes = base::read_file(file, kMaxJsonBytes);
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// Throws where the folder belongs to another run, or to something else altogether.
+void check_identity(const fs::path& path, const std::string& identity_json) {
+  if (!fs::exists(run_file(path))) {
+    for (const auto& item : fs::directory_iterator(path)) {
+      const std::string name = item.path().filename().string();
+      // Killed between making the folder and naming the run.
+      if (name == "lock" || base::name_of_unfinished(name) == "run.json") continue;
+      throw base::InvalidInput(
+          base::concat(path.string(), " holds ", name,
+                       ", which is not of a kvcal run; name an empty or new folder with --work"));
+    }
+    return;
+  }
+  const std::string difference = identity_difference(text_of(run_file(path)), identity_json);
+  if (difference.empty()) return;
+  throw base::InvalidInput(base::concat("the work folder ", path.string(),
+                                        " belongs to another run: ", difference,
+                                        " differ; remove it to start anew, or name another with --work"));
+}
+
+std::vector<double> parse_losses(const fs::path& file, std::int64_t samples) {
+  const std::string text = text_of(file);
+  try {
+    formats::check_json_depth(text, file.string());
+  } catch (const base::InvalidInput&) {
+    throw DamagedCheckpoint(file, "not a list of losses");
+  }
+  const json content = json::parse(text, nullptr, false);
+  if (!content.is_array() || static_cast<std::int64_t>(content.size()) != samples)
+    throw DamagedCheckpoint(file, base::concat("not a list of ", samples, " losses"));
+  std::vector<double> losses;
+  for (const json& loss : content) {
+    if (!loss.is_number() || !std::isfinite(loss.get<double>()))
+      throw DamagedCheckpoint(file, base::concat(loss.dump(), " is not a loss"));
+    losses.push_back(loss.get<double>());
+  }
+  return losses;
+}
+
+formats::LayerCodebook parse_layer(const fs::path& file, int layer) {
+  try {
+    formats::Codebook codebook = formats::read_codebook(file);
+    if (codebook.layers.size() == 1 && codebook.layers[0].index == layer)
+      return std::move(codebook.layers[0]);
+  } catch (const base::InvalidInput& error) {
+    const std::string text = error.what();
+    const std::string prefix = file.string() + ": ";
+    throw DamagedCheckpoint(file, text.starts_with(prefix) ? text.substr(prefix.size()) : text);
+  }
+  throw DamagedCheckpoint(file, "holds other layers");
+}
+
+// Only by its size: what is in it is checked when it is read.
+bool activation_is_there(const fs::path& file, const CheckpointShape& shape, Checkpoints& found) {
   std::error_code error;
-  fs::create_directories(path, error);
-  if (error)
-    throw base::SystemError(
-        base::concat("cannot make the work folder ", path.string(), ": ", error.message()));
+  const std::uintmax_t size = fs::file_size(file, error);
+  if (error == std::errc::no_such_file_or_directory) return false;
+  if (error) base::throw_system_error("read the size of", file, error.value());
+  if (size == static_cast<std::uintmax_t>(shape.activation_bytes)) return true;
+  found.damaged.emplace_back(file, base::concat(size, " bytes, expected ", shape.activation_bytes));
+  return false;
+}
+
+std::int64_t folder_bytes(const fs::path& folder) {
+  std::int64_t total = 0;
+  std::error_code ignored;
+  for (const auto& item : fs::directory_iterator(folder, ignored)) {
+    const auto size = item.file_size(ignored);
+    if (!ignored) total += static_cast<std::int64_t>(size);
+  }
+  return total;
 }
 
 }  // namespace
 
 std::string identity_difference(const std::string& left_json, const std::string& right_json) {
+  for (const std::string* text : {&left_json, &right_json}) formats::check_json_depth(*text, "run.json");
   const json left = json::parse(left_json, nullptr, false);
   const json right = json::parse(right_json, nullptr, false);
   if (!left.is_object() || !right.is_object()) return "run.json";
@@ -49,55 +155,49 @@ std::string identity_difference(const std::string& left_json, const std::string&
   return names;
 }
 
-namespace {
-
-fs::path run_file(const fs::path& folder) {
-  return folder / "run.json";
-}
-
-fs::path losses_file(const fs::path& folder) {
-  return folder / "head.json";
-}
-
-fs::path layer_file(const fs::path& folder, int layer) {
-  return folder / numbered("layer_%04d.h5", layer);
-}
-
-// Throws where the folder belongs to another run, or to something else altogether.
-void check_identity(const fs::path& path, const std::string& identity_json) {
-  if (!fs::exists(run_file(path))) {
-    for (const auto& item : fs::directory_iterator(path)) {
-      const std::string name = item.path().filename().string();
-      if (name == "lock" || name.ends_with(".tmp")) continue;
-      throw base::InvalidInput(
-          base::concat(path.string(), " holds ", name,
-                       ", which is not of a kvcal run; name an empty or new folder with --work"));
-    }
-    return;
-  }
-  const std::string difference = identity_difference(base::read_text_file(run_file(path)), identity_json);
-  if (difference.empty()) return;
-  throw base::InvalidInput(base::concat("the work folder ", path.string(),
-                                        " belongs to another run: ", difference,
-                                        " differ; remove it to start anew, or name another with --work"));
-}
-
-}  // namespace
-
-WorkState WorkFolder::state(const fs::path& path, const std::string& identity_json, int num_layers) {
-  WorkState state;
-  if (!fs::is_directory(path)) return state;
+Checkpoints WorkFolder::find(const fs::path& path, const std::string& identity_json,
+                             const CheckpointShape& shape) {
+  Checkpoints found(shape.layers);
+  if (!fs::is_directory(path)) return found;
   check_identity(path, identity_json);
-  for (int layer = 0; layer < num_layers; ++layer) state.layers_done += fs::exists(layer_file(path, layer));
-  state.forward_done = fs::exists(losses_file(path));
-  return state;
+  found.bytes = folder_bytes(path);
+  // What `parse` gives; nothing where there is no file, or a damaged one, which is noted.
+  const auto take = [&found](const fs::path& file, auto& place, const auto& parse) {
+    if (!fs::exists(file)) return;
+    try {
+      place = parse();
+    } catch (const DamagedCheckpoint& damage) {
+      found.damaged.push_back(damage);
+    }
+  };
+  for (int layer = 0; layer <= shape.layers; ++layer) {
+    const auto index = static_cast<std::size_t>(layer);
+    found.hidden[index] = activation_is_there(path / numbered("hidden_%04d.bin", layer), shape, found);
+    found.gradient[index] = activation_is_there(path / numbered("gradient_%04d.bin", layer), shape, found);
+    if (layer == shape.layers) break;
+    const fs::path file = layer_file(path, layer);
+    take(file, found.fits[index], [&] { return parse_layer(file, layer); });
+  }
+  const fs::path file = losses_file(path);
+  take(file, found.losses, [&] { return parse_losses(file, shape.samples); });
+  return found;
 }
 
 WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) : path_(path) {
-  make_folder(path_);
-  lock_ = std::make_unique<base::FileLock>(path_ / "lock");
+  std::error_code error;
+  const bool made = fs::create_directories(path_, error);
+  if (error) base::throw_system_error("make the work folder", path_, error.value());
+  // Before anything is written into a folder that may be somebody else's.
   check_identity(path_, identity_json);
-  base::remove_temporaries(path_);
+  lock_ = std::make_unique<base::FileLock>(path_ / "lock", made ? kFolderMade : kFolderFound);
+  // Again, for another run may have used it between the two.
+  check_identity(path_, identity_json);
+  std::set<std::string> unfinished;
+  for (const auto& item : fs::directory_iterator(path_)) {
+    const std::string name = item.path().filename().string();
+    if (is_final_name(base::name_of_unfinished(name))) unfinished.emplace(base::name_of_unfinished(name));
+  }
+  for (const std::string& name : unfinished) base::remove_unfinished(path_, name);
   if (!fs::exists(run_file(path_))) base::write_file_atomically(run_file(path_), identity_json);
 }
 
@@ -109,34 +209,8 @@ fs::path WorkFolder::gradient_file(int layer) const {
   return path_ / numbered("gradient_%04d.bin", layer);
 }
 
-std::optional<std::vector<double>> WorkFolder::losses() const {
-  const fs::path file = losses_file(path_);
-  if (!fs::exists(file)) return std::nullopt;
-  const json content = json::parse(base::read_text_file(file), nullptr, false);
-  if (!content.is_array())
-    throw base::InvalidInput(base::concat(file.string(), ": damaged; remove it and run again"));
-  return content.get<std::vector<double>>();
-}
-
 void WorkFolder::save_losses(const std::vector<double>& losses) const {
   base::write_file_atomically(losses_file(path_), json(losses).dump());
-}
-
-bool WorkFolder::has_layer(int layer) const {
-  return fs::exists(layer_file(path_, layer));
-}
-
-std::optional<formats::LayerCodebook> WorkFolder::load_layer(int layer) const {
-  if (!has_layer(layer)) return std::nullopt;
-  try {
-    formats::Codebook codebook = formats::read_codebook(layer_file(path_, layer));
-    if (codebook.layers.size() == 1 && codebook.layers[0].index == layer)
-      return std::move(codebook.layers[0]);
-  } catch (const base::Error&) {
-    // Damaged on disk: made again below.
-  }
-  remove(layer_file(path_, layer));
-  return std::nullopt;
 }
 
 void WorkFolder::save_layer(const formats::Codebook& frame, const formats::LayerCodebook& layer) const {
@@ -145,14 +219,26 @@ void WorkFolder::save_layer(const formats::Codebook& frame, const formats::Layer
   formats::write_codebook(layer_file(path_, layer.index), codebook);
 }
 
-void WorkFolder::remove(const fs::path& file) const {
-  std::error_code ignored;
-  fs::remove(file, ignored);
+void WorkFolder::remove(const DamagedCheckpoint& damage) const {
+  std::error_code error;
+  fs::remove(damage.file(), error);
+  if (error) base::throw_system_error("remove", damage.file(), error.value());
 }
 
-void WorkFolder::remove_all() {
+void WorkFolder::finish() {
+  const fs::path lock = path_ / "lock";
+  const bool made = text_of(lock) == kFolderMade;
+  std::vector<fs::path> ours;
   std::error_code ignored;
-  fs::remove_all(path_, ignored);
+  for (const auto& item : fs::directory_iterator(path_, ignored)) {
+    const std::string name = item.path().filename().string();
+    if (name != "lock" && is_final_name(name) && item.is_regular_file(ignored)) ours.push_back(item.path());
+  }
+  // run.json last: until then what is left is still known to be this run's.
+  std::ranges::sort(ours, {}, [](const fs::path& file) { return file.filename() == "run.json"; });
+  for (const fs::path& file : ours) fs::remove(file, ignored);
+  fs::remove(lock, ignored);
+  if (made) fs::remove(path_, ignored);  // fails where anything else is in it
   lock_.reset();
 }
 

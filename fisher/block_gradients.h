@@ -15,7 +15,7 @@ struct BlockGradients {
 /// Recomputes `block` at `input` [tokens, hidden_size] and takes the gradients of <output_gradient,
 /// block(input)> with respect to keys, values and, where `with_input`, the input: with output_gradient =
 /// dL/d(output) these are dL/d(each), KVQuant (Hooper et al. 2024) section 3.3. Gradients are never taken
-/// with respect to weights.
+/// with respect to weights. Throws base::Error where the block shows no keys or values.
 [[nodiscard]] BlockGradients block_gradients(const Block& block, const at::Tensor& input,
                                              const at::Tensor& output_gradient, bool with_input);
 

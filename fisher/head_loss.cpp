@@ -16,6 +16,8 @@ HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const s
     throw base::Error(base::concat("a loss needs at least 2 tokens and as many hidden states, not ",
                                    tokens.size(), " and ", hidden.size(0)));
   }
+  if (rows_at_once < 1)
+    throw base::Error(base::concat("a loss works on 1 row at a time or more, not ", rows_at_once));
   HeadLoss result;
   if (with_gradient) result.hidden_gradient = at::zeros_like(hidden);
   const at::Tensor ids =

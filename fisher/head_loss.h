@@ -16,7 +16,8 @@ struct HeadLoss {
 
 /// hidden: [tokens, hidden_size], the output of the last block; tokens: its token ids, at least 2. Position i
 /// predicts token i + 1; the last position predicts nothing and its gradient is zero. Works on `rows_at_once`
-/// positions at a time, so that the logits of a long sample never exist together.
+/// positions at a time, so that the logits of a long sample never exist together. Throws base::Error where
+/// hidden states and tokens are not as many, fewer than 2, or rows_at_once is below 1.
 [[nodiscard]] HeadLoss head_loss(const Head& head, const at::Tensor& hidden,
                                  std::span<const std::int32_t> tokens, bool with_gradient,
                                  std::int64_t rows_at_once = 512);

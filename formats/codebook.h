@@ -85,6 +85,7 @@ struct TextInfo {
 
 /// Where the codebook comes from: everything that bears on the result.
 struct CalibrationInfo {
+  int revision = 1;  ///< of the algorithm that made it; files without it are of the first
   std::string options_json = "{}";
   std::vector<TextInfo> texts;
   std::string tokens_sha256;
@@ -126,5 +127,10 @@ void write_codebook(const std::filesystem::path& path, const Codebook& codebook)
 /// descend, a content_sha256 that does not match, a damaged or truncated file. Groups, datasets and
 /// attributes that this version does not know are passed over, but hashed.
 [[nodiscard]] Codebook read_codebook(const std::filesystem::path& path);
+
+/// For programs whose only HDF5 files are those of this reader and writer, before the first of them: HDF5
+/// then does not close itself at exit, which after a damaged file it cannot, saying so on standard error.
+/// Not for libraries: a host program's own files would no longer be flushed at its exit.
+void skip_hdf5_exit();
 
 }  // namespace kvcal::formats

@@ -49,6 +49,7 @@ class Encoder {
     for (const TextInfo& text : calibration.texts)
       texts.push_back({{"name", text.name}, {"sha256", text.sha256}});
     tree_.groups.insert("/calibration");
+    set("/calibration", "revision", hdf5_integer(calibration.revision));
     set("/calibration", "options", hdf5_text(calibration.options_json));
     set("/calibration", "texts", hdf5_text(texts.dump()));
     set("/calibration", "tokens_sha256", hdf5_text(calibration.tokens_sha256));

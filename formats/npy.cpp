@@ -9,7 +9,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "formats/internal/atomic_writer.h"
+#include "base/new_file.h"
 #include "formats/internal/npy_header.h"
 
 namespace kvcal::formats {
@@ -106,7 +106,7 @@ void write_array(const std::filesystem::path& path, std::string_view descr, std:
   start += static_cast<char>(header.size() & 0xffU);
   start += static_cast<char>(header.size() >> 8);
 
-  AtomicWriter writer(path);
+  base::NewFile writer(path);
   writer.write(start);
   writer.write(header);
   writer.write(data);

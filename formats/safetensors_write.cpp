@@ -3,7 +3,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "formats/internal/atomic_writer.h"
+#include "base/new_file.h"
 #include "formats/internal/json.h"
 #include "formats/safetensors.h"
 
@@ -74,7 +74,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
   for (int shift = 0; shift < 64; shift += 8)
     length.push_back(static_cast<char>((text.size() >> shift) & 0xffU));
 
-  AtomicWriter writer(path);
+  base::NewFile writer(path);
   writer.write(length);
   writer.write(text);
   for (const TensorView* tensor : order) writer.write(tensor->data);

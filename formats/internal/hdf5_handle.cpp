@@ -1,6 +1,7 @@
 #include "formats/internal/hdf5_handle.h"
 
 #include "base/error.h"
+#include "formats/codebook.h"
 
 namespace kvcal::formats {
 namespace {
@@ -18,11 +19,12 @@ herr_t take_first(unsigned /*position*/, const H5E_error2_t* error, void* reason
 
 }  // namespace
 
+void skip_hdf5_exit() {
+  const std::scoped_lock lock(hdf5_mutex());
+  static_cast<void>(H5dont_atexit());
+}
+
 Hdf5Session::Hdf5Session() : lock_(hdf5_mutex()) {
-  // After a damaged file HDF5 cannot close itself at exit, and says so on standard error. We close all that
-  // we open.
-  static const herr_t once = H5dont_atexit();
-  static_cast<void>(once);
   H5Eget_auto2(H5E_DEFAULT, &printer_, &printer_data_);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }

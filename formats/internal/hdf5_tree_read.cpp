@@ -251,14 +251,10 @@ bool has_signature(std::span<const std::byte> bytes) {
 
 Hdf5Tree read_hdf5_tree(const std::filesystem::path& path) {
   const std::string file = path.string();
-  const base::MappedFile map(path);
-  const std::span<const std::byte> bytes = map.bytes();
+  const std::vector<std::byte> content = base::read_file(path, kMaxFileBytes);
+  const std::span<const std::byte> bytes = content;
   if (!has_signature(bytes))
     throw InvalidInput(concat(file, ": not an HDF5 file; expected a codebook written by kvcal"));
-  if (bytes.size() > kMaxFileBytes) {
-    throw InvalidInput(concat(file, ": ", bytes.size(), " bytes are too many for a codebook; expected ",
-                              kMaxFileBytes, " at most"));
-  }
   const Hdf5Session session;
   const std::string what = concat(file, ": a damaged or truncated HDF5 file");
   const Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, what);

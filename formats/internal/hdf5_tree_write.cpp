@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/file.h"
+#include "base/new_file.h"
 #include "formats/internal/hdf5_handle.h"
 #include "formats/internal/hdf5_tree.h"
 #include "formats/internal/hdf5_types.h"

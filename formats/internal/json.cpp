@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "formats/json_depth.h"
 
 namespace kvcal::formats {
 
@@ -15,11 +16,9 @@ std::string json_reason(const std::exception& error) {
 
 nlohmann::json parse_json(std::string_view text, std::string_view what) {
   using Event = nlohmann::json::parse_event_t;
-  constexpr int kMaxDepth = 64;
+  check_json_depth(text, what);
   std::vector<std::set<std::string>> keys;  // of each object that is open
-  const auto check = [&](int depth, Event event, nlohmann::json& parsed) {
-    if (depth > kMaxDepth)
-      throw base::InvalidInput(base::concat(what, ": JSON nested deeper than ", kMaxDepth));
+  const auto check = [&](int /*depth*/, Event event, nlohmann::json& parsed) {
     if (event == Event::object_start) keys.emplace_back();
     if (event == Event::object_end) keys.pop_back();
     if (event == Event::key && !keys.back().insert(parsed.get<std::string>()).second) {

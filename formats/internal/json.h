@@ -9,7 +9,7 @@
 namespace kvcal::formats {
 
 /// The value. Throws InvalidInput naming `what`: not JSON (and where), a key given twice, nested deeper
-/// than 64.
+/// than kMaxJsonDepth.
 [[nodiscard]] nlohmann::json parse_json(std::string_view text, std::string_view what);
 
 /// The text that the parser's exception gives, without its class names and numbers.

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "formats/internal/tokenizer_json.h"
+#include "formats/json_depth.h"
 
 namespace kvcal::formats {
 
@@ -24,9 +25,10 @@ void refuse_tokenizer(const JsonPlace& place, std::string_view problem) {
 
 json read_json_file(const std::filesystem::path& path) {
   const base::MappedFile file(path);
-  const auto* begin = reinterpret_cast<const char*>(file.bytes().data());
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  check_json_depth(text, path.string());
   try {
-    return json::parse(begin, begin + file.bytes().size());
+    return json::parse(text);
   } catch (const json::exception& error) {
     throw base::InvalidInput(base::concat(path.string(), " is not JSON: ", error.what()));
   }

@@ -41,6 +41,17 @@ TEST(Sizes, CountsHaveLimits) {
   EXPECT_THROW(static_cast<void>(parse_count("10K", "--seqlen", 2, 10000)), base::WrongUsage);
 }
 
+TEST(Sizes, MemoryWithoutAUnitIsAskedAbout) {
+  EXPECT_EQ(parse_memory("8GB", "--memory"), std::int64_t{8} << 30);
+  EXPECT_EQ(parse_memory("1M", "--memory"), 1 << 20);
+  try {
+    static_cast<void>(parse_memory("8", "--memory"));
+    FAIL();
+  } catch (const base::WrongUsage& error) {
+    EXPECT_NE(std::string(error.what()).find("did you mean 8GB?"), std::string::npos) << error.what();
+  }
+}
+
 TEST(Sizes, NumbersAreReadWhole) {
   EXPECT_EQ(parse_integer("-3", "--seed"), -3);
   EXPECT_THROW(static_cast<void>(parse_integer("3.5", "--seed")), base::WrongUsage);

@@ -4,13 +4,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <fstream>
 #include <optional>
 #include <utility>
-#include <vector>
 
 #include "base/error.h"
+#include "base/new_file.h"
 
 namespace kvcal::base {
 namespace {
@@ -27,43 +26,8 @@ class FileTest : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
 
-  [[nodiscard]] std::vector<std::string> names() const {
-    std::vector<std::string> result;
-    for (const auto& entry : fs::directory_iterator(folder_))
-      result.push_back(entry.path().filename().string());
-    std::sort(result.begin(), result.end());
-    return result;
-  }
-
   fs::path folder_;
 };
-
-using Names = std::vector<std::string>;
-
-TEST_F(FileTest, WritesWholeAndReplaces) {
-  write_file_atomically(folder_ / "a", std::string_view("first"));
-  write_file_atomically(folder_ / "a", std::string_view("second\0one", 10));
-  EXPECT_EQ(read_text_file(folder_ / "a"), std::string("second\0one", 10));
-  EXPECT_EQ(names(), Names{"a"});
-}
-
-TEST_F(FileTest, FailureLeavesNothingBehind) {
-  EXPECT_THROW(write_file_atomically(folder_ / "missing" / "a", std::string_view("x")), SystemError);
-  EXPECT_EQ(names(), Names{});
-  // The target is a folder with something in it: the rename fails after the temporary was written.
-  fs::create_directories(folder_ / "taken" / "inner");
-  EXPECT_THROW(write_file_atomically(folder_ / "taken", std::string_view("x")), SystemError);
-  EXPECT_EQ(names(), Names{"taken"});
-}
-
-TEST_F(FileTest, FailedPublishRemovesTheTemporary) {
-  const fs::path temporary = temporary_name(folder_ / "a");
-  EXPECT_EQ(temporary.parent_path(), folder_);
-  std::ofstream(temporary) << "x";
-  fs::create_directories(folder_ / "a" / "inner");
-  EXPECT_THROW(publish_file(temporary, folder_ / "a"), SystemError);
-  EXPECT_EQ(names(), Names{"a"});
-}
 
 TEST_F(FileTest, TheMessageNamesTheFileAndTheReason) {
   try {
@@ -131,6 +95,46 @@ TEST_F(FileTest, LockOfAKilledProcessIsFree) {
   }
   ::waitpid(child, nullptr, 0);
   EXPECT_NO_THROW(FileLock{path});
+}
+
+TEST_F(FileTest, LockTellsANewFileWhatToSay) {
+  const fs::path path = folder_ / "lock";
+  { const FileLock lock(path, "first"); }
+  { const FileLock lock(path, "second"); }
+  EXPECT_EQ(read_text_file(path), "first");
+}
+
+TEST_F(FileTest, AnUnlinkedLockIsNotTaken) {
+  const fs::path path = folder_ / "lock";
+  std::optional<FileLock> first;
+  first.emplace(path);
+  fs::remove(path);
+  // A file of the same name is another lock; and once it is there, nobody gets the old one.
+  const FileLock second(path);
+  first.reset();
+  EXPECT_FALSE(another_process_can_lock(path));
+}
+
+TEST_F(FileTest, ReadsWholeFilesWithinALimit) {
+  std::ofstream(folder_ / "a") << "hello";
+  EXPECT_EQ(read_file(folder_ / "a", 5).size(), 5U);
+  EXPECT_THROW((void)read_file(folder_ / "a", 4), InvalidInput);
+  EXPECT_THROW((void)read_file(folder_ / "absent", 4), SystemError);
+  EXPECT_THROW((void)read_file(folder_, 4), SystemError);
+}
+
+TEST_F(FileTest, LiesInFollowsLinksAndDots) {
+  fs::create_directories(folder_ / "work" / "inner");
+  fs::create_directory_symlink(folder_ / "work", folder_ / "link");
+  EXPECT_TRUE(lies_in(folder_ / "work" / "a.h5", folder_ / "work"));
+  EXPECT_TRUE(lies_in(folder_ / "work" / "new" / "a.h5", folder_ / "work"));
+  EXPECT_TRUE(lies_in(folder_ / "link" / "a.h5", folder_ / "work"));
+  EXPECT_TRUE(lies_in(folder_ / "work", folder_ / "link"));
+  EXPECT_TRUE(lies_in(folder_ / "work" / "inner" / ".." / "a.h5", folder_ / "work" / ""));
+  EXPECT_FALSE(lies_in(folder_ / "work" / ".." / "a.h5", folder_ / "work"));
+  EXPECT_FALSE(lies_in(folder_ / "workshop" / "a.h5", folder_ / "work"));
+  EXPECT_FALSE(lies_in(folder_ / "absent" / "a.h5", folder_ / "work"));
+  EXPECT_TRUE(lies_in(folder_ / "absent" / "a.h5", folder_ / "absent"));
 }
 
 }  // namespace

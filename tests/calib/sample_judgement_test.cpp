@@ -47,18 +47,34 @@ TEST(SampleDifference, IsZeroWhereNothingWasWeighed) {
   EXPECT_EQ(sample_difference(codebook).datatype_excess, 0);
 }
 
-TEST(JudgeSample, SaysHowManySamplesToTry) {
+TEST(SampleAdvice, SaysHowManySamplesToTry) {
   const auto even = [](double shift, double excess) {
-    return judge_sample(two_layers(tensor(1, shift, excess), tensor(1, shift, excess), tensor(1, 0, excess)));
+    return advise_by_halves(
+        two_layers(tensor(1, shift, excess), tensor(1, shift, excess), tensor(1, 0, excess)));
   };
   EXPECT_TRUE(even(kThresholdShiftLimit, kDatatypeExcessLimit).empty());
   // Twice the shift takes four times the samples, three times the excess three times.
   const auto shifted = even(2 * kThresholdShiftLimit, 0);
   ASSERT_EQ(shifted.size(), 1U);
-  EXPECT_TRUE(shifted[0].ends_with("try --samples 64")) << shifted[0];
+  EXPECT_EQ(shifted[0].samples, 64);
   const auto excessive = even(0, 3 * kDatatypeExcessLimit);
   ASSERT_EQ(excessive.size(), 1U);
-  EXPECT_TRUE(excessive[0].ends_with("try --samples 48")) << excessive[0];
+  EXPECT_EQ(excessive[0].samples, 48);
+}
+
+TEST(SampleAdvice, FiftyValuesBeyondEachThreshold) {
+  EXPECT_TRUE(advise_by_size(10, 10000, {0, 0.01}).empty());
+  const auto advice = advise_by_size(10, 5000, {0, 0.01, 0.001});
+  ASSERT_EQ(advice.size(), 2U);
+  EXPECT_EQ(advice[0].samples, 21);
+  EXPECT_EQ(advice[1].samples, 201);
+}
+
+TEST(SampleAdvice, IsOneNumber) {
+  EXPECT_TRUE(sample_warning({}).empty());
+  const auto warning = sample_warning({{"first", 7}, {"second", 40}, {"third", 15}});
+  ASSERT_EQ(warning.size(), 1U);
+  EXPECT_EQ(warning[0], "the sample is small: first; second; third: try --samples 40");
 }
 
 TEST(JudgeFits, NamesEveryFitWithoutSensitivities) {

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "calib/activation_store.h"
@@ -21,6 +24,12 @@ class WorkFolderTest : public testing::Test {
     fs::remove_all(path_);
   }
   void TearDown() override { fs::remove_all(path_); }
+  [[nodiscard]] std::vector<std::string> names() const {
+    std::vector<std::string> result;
+    for (const auto& item : fs::directory_iterator(path_)) result.push_back(item.path().filename().string());
+    std::sort(result.begin(), result.end());
+    return result;
+  }
   fs::path path_;
 };
 
@@ -45,6 +54,64 @@ TEST_F(WorkFolderTest, DoesNotTakeOverAForeignFolder) {
   std::ofstream(path_ / "thesis.tex") << "years of work";
   EXPECT_THROW(WorkFolder(path_, "{}"), base::InvalidInput);
   EXPECT_TRUE(fs::exists(path_ / "thesis.tex"));
+  EXPECT_EQ(names().size(), 1U);  // not even a lock was left in it
+  // A name that looks as if it could be dropped is no reason to.
+  fs::rename(path_ / "thesis.tex", path_ / "thesis.tmp");
+  EXPECT_THROW(WorkFolder(path_, "{}"), base::InvalidInput);
+  EXPECT_THROW((void)WorkFolder::find(path_, "{}", {}), base::InvalidInput);
+  EXPECT_TRUE(fs::exists(path_ / "thesis.tmp"));
+}
+
+TEST_F(WorkFolderTest, FinishRemovesItsOwnFilesAndTheFolderItMade) {
+  WorkFolder folder(path_, "{}");
+  folder.save_losses({1, 2});
+  std::ofstream(folder.hidden_file(3)) << "x";
+  folder.finish();
+  EXPECT_FALSE(fs::exists(path_));
+}
+
+TEST_F(WorkFolderTest, FinishLeavesForeignFilesAndTheirFolder) {
+  WorkFolder folder(path_, "{}");
+  folder.save_losses({1, 2});
+  fs::create_directories(path_ / "hidden_0001.bin");  // a folder of that name is not ours either
+  for (const char* name : {"thesis.tex", "hidden_1.bin", "hidden_00001.bin", "layer_0001.h5.bak", ".thesis.tmp"})
+    std::ofstream(path_ / name) << "years of work";
+  folder.finish();
+  EXPECT_EQ(names(), (std::vector<std::string>{".thesis.tmp", "hidden_0001.bin", "hidden_00001.bin",
+                                               "hidden_1.bin", "layer_0001.h5.bak", "thesis.tex"}));
+}
+
+TEST_F(WorkFolderTest, FinishLeavesAFolderThatWasThereBefore) {
+  fs::create_directories(path_);
+  {
+    const WorkFolder killed(path_, "{}");
+  }
+  WorkFolder(path_, "{}").finish();
+  EXPECT_TRUE(fs::is_directory(path_));
+  EXPECT_TRUE(names().empty());
+}
+
+TEST_F(WorkFolderTest, DamagedLossesAreFoundAndNamed) {
+  const WorkFolder folder(path_, "{}");
+  const CheckpointShape shape{1, 2, 100};
+  folder.save_losses({1, 2});
+  EXPECT_TRUE(WorkFolder::find(path_, "{}", shape).losses.has_value());
+  for (const char* text : {"", "[1]", "[1, null]", "[1, 1e999]", "{}", "[1, 2", "nonsense"}) {
+    std::ofstream(path_ / "head.json") << text;
+    const Checkpoints found = WorkFolder::find(path_, "{}", shape);
+    EXPECT_FALSE(found.losses.has_value()) << text;
+    ASSERT_EQ(found.damaged.size(), 1U) << text;
+    EXPECT_EQ(found.damaged[0].file(), path_ / "head.json");
+    EXPECT_TRUE(fs::exists(path_ / "head.json"));  // only looked at
+  }
+}
+
+TEST_F(WorkFolderTest, AnUnreadableCheckpointIsAnErrorAndStays) {
+  const WorkFolder folder(path_, "{}");
+  // A folder in its place: opened, it cannot be read, for root neither.
+  fs::create_directories(path_ / "layer_0000.h5");
+  EXPECT_THROW((void)WorkFolder::find(path_, "{}", {1, 2, 100}), base::SystemError);
+  EXPECT_TRUE(fs::exists(path_ / "layer_0000.h5"));
 }
 
 class ActivationStoreTest : public WorkFolderTest {
@@ -68,7 +135,6 @@ TEST_F(ActivationStoreTest, GivesBackTheSameBitsWithAnyCache) {
       store->put(layer, 0, first + layer);
       store->put(layer, 1, second + layer);
       store->finish(layer);
-      EXPECT_TRUE(store->finished(layer));
     }
     for (int layer = 2; layer >= 0; --layer) {
       EXPECT_TRUE(at::equal(store->get(layer, 0), first + layer)) << cache;
@@ -89,18 +155,35 @@ TEST_F(ActivationStoreTest, AnotherRunReadsWhatOneFinished) {
     store->put(8, 0, value);
   }
   const auto store = make(0);
-  EXPECT_TRUE(store->finished(7));
   EXPECT_TRUE(at::equal(store->get(7, 0), value));
   // Layer 8 was not whole: nothing of it is left.
-  EXPECT_FALSE(store->finished(8));
   EXPECT_EQ(std::distance(fs::directory_iterator(path_), fs::directory_iterator()), 1);
 }
 
-TEST_F(ActivationStoreTest, ATruncatedFileIsNotFinishedAndNotRead) {
-  std::ofstream(path_ / "2") << "short";
-  const auto store = make(0);
-  EXPECT_FALSE(store->finished(2));
-  EXPECT_THROW((void)store->get(2, 0), base::InvalidInput);
+TEST_F(ActivationStoreTest, WhatIsNotWhatWasWrittenIsNotRead) {
+  const auto write = [&] {
+    const auto store = make(0);
+    store->put(2, 0, at::ones({5, 4}));
+    store->put(2, 1, at::ones({3, 4}));
+    store->finish(2);
+  };
+  write();
+  const auto size = static_cast<std::int64_t>(fs::file_size(path_ / "2"));
+  EXPECT_EQ(size, activation_file_bytes(2, 8, 4, at::kFloat));
+  fs::resize_file(path_ / "2", static_cast<std::uintmax_t>(size - 1));
+  EXPECT_THROW((void)make(0)->get(2, 0), DamagedCheckpoint);
+  write();
+  std::fstream(path_ / "2").seekp(5 * 4 * 4 + 7).put('x');
+  EXPECT_NO_THROW((void)make(0)->get(2, 0));
+  try {
+    (void)make(0)->get(2, 1);
+    FAIL();
+  } catch (const DamagedCheckpoint& damage) {
+    EXPECT_EQ(damage.file(), path_ / "2");
+    EXPECT_NE(std::string(damage.what()).find("sample 1"), std::string::npos) << damage.what();
+  }
+  fs::remove(path_ / "2");
+  EXPECT_THROW((void)make(0)->get(2, 0), base::SystemError);
 }
 
 }  // namespace

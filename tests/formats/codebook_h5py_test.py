@@ -79,7 +79,7 @@ def test_names_types_and_values(path):
             "num_kv_heads", "head_dim", "rope"}
         assert set(file["calibration"].attrs) == {
             "options", "texts", "tokens_sha256", "samples", "seqlen", "tokens", "bos", "sinks", "seed", "dtype",
-            "device", "value_scope", "sensitivity", "fisher_scale", "loss"}
+            "device", "value_scope", "sensitivity", "fisher_scale", "loss", "revision"}
         assert json.loads(file["calibration"].attrs["texts"])[1]["name"] == 'stôries "2".txt'
         assert file["calibration"].attrs["seed"] == -7
         layer = file["layers/0000"]

@@ -60,6 +60,7 @@ inline Codebook sample_codebook(std::vector<int> layers = {0, 2}) {
   codebook.calibration.dtype = "float32";
   codebook.calibration.device = "cpu";
   codebook.calibration.value_scope = "token";
+  codebook.calibration.revision = 2;
   codebook.calibration.sensitivity = "fisher";
   codebook.calibration.fisher_scale = "range";
   codebook.calibration.loss = 3.25;
