@@ -88,9 +88,9 @@ CalibrationPlan make_plan(const CalibrationJob& job, const Checkpoints& found) {
   plan.need = estimate_need(job, plan.left);
   plan.work = job.options.work;
   plan.layers_fitted = found.layers_fitted();
-  plan.goes_on = found.bytes > 0 && found.layers > 0 &&
-                 (found.losses || plan.layers_fitted > 0 ||
-                  std::ranges::find(found.hidden, true) != found.hidden.end());
+  plan.goes_on =
+      found.bytes > 0 && found.layers > 0 &&
+      (found.losses || plan.layers_fitted > 0 || std::ranges::find(found.hidden, true) != found.hidden.end());
   plan.damaged = describe_damage(found, plan.left);
   return plan;
 }
@@ -128,8 +128,8 @@ void check_writable(const fs::path& out, bool dry_run) {
   try {
     const base::NewFile probe(out);
   } catch (const base::SystemError& error) {
-    throw base::SystemError(base::concat(
-        error.what(), "; name a file in a folder that can be written to with --out"));
+    throw base::SystemError(
+        base::concat(error.what(), "; name a file in a folder that can be written to with --out"));
   }
 }
 

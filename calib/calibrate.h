@@ -63,13 +63,13 @@ struct StageNeed {
 
 /// What a run will need, known before it starts. Bytes.
 struct ResourceNeed {
-  std::int64_t base_bytes = 0;  ///< the program, its libraries, the tokens
-  StageNeed largest;            ///< the stage that needs most
-  std::int64_t memory_bytes = 0;        ///< peak resident: the two together, with no activations cached
-  std::int64_t memory_limit_bytes = 0;  ///< what the run may use
-  int lanes = 1;                        ///< samples computed side by side: as many as memory allows
-  std::int64_t disk_bytes = 0;          ///< still to be written: work folder and codebook
-  std::int64_t disk_free_bytes = 0;     ///< free where the work folder lies
+  std::int64_t base_bytes = 0;               ///< the program, its libraries, the tokens
+  StageNeed largest;                         ///< the stage that needs most
+  std::int64_t memory_bytes = 0;             ///< peak resident: the two together, with no activations cached
+  std::int64_t memory_limit_bytes = 0;       ///< what the run may use
+  int lanes = 1;                             ///< samples computed side by side: as many as memory allows
+  std::int64_t disk_bytes = 0;               ///< still to be written: work folder and codebook
+  std::int64_t disk_free_bytes = 0;          ///< free where the work folder lies
   double seconds_low = 0, seconds_high = 0;  ///< between which the run will take, on an idle machine
 };
 

@@ -35,12 +35,12 @@ struct Checkpoints {
   explicit Checkpoints(int num_layers = 0);
 
   int layers = 0;
-  std::vector<bool> hidden;                                  ///< [layers + 1]
-  std::vector<bool> gradient;                                ///< [layers + 1]
-  std::vector<std::optional<formats::LayerCodebook>> fits;   ///< [layers]
-  std::optional<std::vector<double>> losses;                 ///< each sample's, of the head
-  std::vector<DamagedCheckpoint> damaged;                    ///< files that count as missing above
-  std::int64_t bytes = 0;                                    ///< of all files, damaged ones too
+  std::vector<bool> hidden;                                 ///< [layers + 1]
+  std::vector<bool> gradient;                               ///< [layers + 1]
+  std::vector<std::optional<formats::LayerCodebook>> fits;  ///< [layers]
+  std::optional<std::vector<double>> losses;                ///< each sample's, of the head
+  std::vector<DamagedCheckpoint> damaged;                   ///< files that count as missing above
+  std::int64_t bytes = 0;                                   ///< of all files, damaged ones too
 
   [[nodiscard]] int layers_fitted() const;
 };

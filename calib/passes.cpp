@@ -125,8 +125,8 @@ std::vector<double> Passes::head() {
   {
     const auto head = job_.model->load_head();
     for_each_sample("head", [&](std::int64_t i) {
-      const auto result =
-          fisher::head_loss(*head, hidden_.get(layers_, i), job_.windows.sample(i), with_gradient);
+      const auto result = fisher::head_loss(*head, hidden_.get(layers_, i), job_.windows.sample(i),
+                                            with_gradient, fisher::head_rows(job_.config.vocab_size));
       check_finite(at::scalar_tensor(result.loss), layers_, i, "logits");
       if (with_gradient) {
         check_finite(result.hidden_gradient, layers_, i, "gradients");

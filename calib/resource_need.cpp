@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "calib/calibration_job.h"
 #include "calib/machine.h"
+#include "fisher/head_loss.h"
 
 namespace kvcal::calib {
 namespace {
@@ -18,9 +19,7 @@ namespace {
 constexpr std::int64_t kProgramBytes = std::int64_t{200} << 20;
 // Resident bytes for each byte of cached activations: the allocator keeps holes between them.
 constexpr std::int64_t kCacheOverhead = 2;
-// Positions whose logits exist together (fisher::head_loss), and how many copies of them in float32: logits,
-// log-softmax and the gradients of both.
-constexpr std::int64_t kHeadRows = 512;
+// Copies in float32 of the logits that exist together: logits, log-softmax and the gradients of both.
 constexpr std::int64_t kHeadCopies = 4;
 // Copies of each activation that one block's graph holds at its peak, counted on calib/models/llama.cpp: of
 // the hidden state (input, both norms and their wide forms, both sums, and gradients), of queries, keys and
@@ -93,8 +92,10 @@ StageNeed largest_stage(const CalibrationJob& job, const RemainingWork& left, in
                              (config.hidden_size * kHiddenCopies + (query + kv_channels) * kAttentionCopies +
                               config.intermediate_size * kInnerCopies);
   StageNeed forward{"forward", weight_sizes(job, 0).bytes, block * lanes, 0, 0};
-  StageNeed loss{"loss", weight_sizes(job, config.num_layers).bytes,
-                 std::min(seqlen, kHeadRows) * config.vocab_size * 4 * kHeadCopies * lanes, 0, 0};
+  StageNeed loss{
+      "loss", weight_sizes(job, config.num_layers).bytes,
+      std::min(seqlen, fisher::head_rows(config.vocab_size)) * config.vocab_size * 4 * kHeadCopies * lanes, 0,
+      0};
   const std::int64_t capture = tokens * kv_channels * 4 * (job.with_gradients() ? 2 : 1);
   StageNeed backward = forward;
   backward.stage = "backward";
@@ -113,7 +114,9 @@ StageNeed largest_stage(const CalibrationJob& job, const RemainingWork& left, in
 std::int64_t disk_need(const CalibrationJob& job, const RemainingWork& left) {
   constexpr std::int64_t kLayerFileBytes = 256 << 10;
   const std::int64_t activations = job.checkpoint_shape().activation_bytes;
-  const auto count = [](const std::vector<bool>& marks) { return std::count(marks.begin(), marks.end(), true); };
+  const auto count = [](const std::vector<bool>& marks) {
+    return std::count(marks.begin(), marks.end(), true);
+  };
   // Of the gradients two exist together: a layer's input and output.
   return activations * (count(left.hidden) + std::min<std::int64_t>(2, count(left.gradient))) +
          2 * kLayerFileBytes * count(left.fit);
@@ -147,21 +150,21 @@ ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left)
 void check_need(const ResourceNeed& need, const CalibrationJob& job) {
   const auto mib = [](std::int64_t bytes) { return base::concat((bytes + (1 << 20) - 1) >> 20, " MiB"); };
   if (job.options.memory_bytes && *job.options.memory_bytes > total_memory_bytes()) {
-    throw base::WrongUsage(base::concat("--memory is ", mib(*job.options.memory_bytes), ", and this machine has ",
-                                        mib(total_memory_bytes()), ", of which ",
+    throw base::WrongUsage(base::concat("--memory is ", mib(*job.options.memory_bytes),
+                                        ", and this machine has ", mib(total_memory_bytes()), ", of which ",
                                         mib(available_memory_bytes()), " are free; give less"));
   }
   if (need.memory_bytes > need.memory_limit_bytes) {
     const StageNeed& stage = need.largest;
-    throw base::SystemError(base::concat(
-        "this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage, " pass (weights ",
-        mib(stage.weights_bytes), ", a sample ", mib(stage.working_bytes), ", captured keys and values ",
-        mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes), ", the program ", mib(need.base_bytes),
-        ") and may use ", mib(need.memory_limit_bytes),
-        !job.options.memory_bytes                                  ? " (80 % of what is free)"
-        : *job.options.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
-                                                              : " (--memory)",
-        "; lower --samples or --seqlen, or give it more"));
+    throw base::SystemError(
+        base::concat("this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage,
+                     " pass (weights ", mib(stage.weights_bytes), ", a sample ", mib(stage.working_bytes),
+                     ", captured keys and values ", mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes),
+                     ", the program ", mib(need.base_bytes), ") and may use ", mib(need.memory_limit_bytes),
+                     !job.options.memory_bytes                             ? " (80 % of what is free)"
+                     : *job.options.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
+                                                                           : " (--memory)",
+                     "; lower --samples or --seqlen, or give it more"));
   }
   if (need.disk_bytes > need.disk_free_bytes) {
     throw base::SystemError(base::concat(

@@ -61,11 +61,11 @@ std::vector<SampleAdvice> advise_by_size(std::int64_t samples, std::int64_t coun
     const double beyond = fraction / 2 * static_cast<double>(counted);
     if (fraction == 0 || beyond >= kFewest) continue;
     const double tokens_per_sample = static_cast<double>(counted) / static_cast<double>(samples);
-    advice.push_back({base::concat("of outlier fraction ", fraction, " only ",
-                                   static_cast<std::int64_t>(beyond),
-                                   " of a channel's values lie beyond each threshold, and fewer than 50 say "
-                                   "little"),
-                      static_cast<std::int64_t>(kFewest / (fraction / 2) / tokens_per_sample) + 1});
+    advice.push_back(
+        {base::concat("of outlier fraction ", fraction, " only ", static_cast<std::int64_t>(beyond),
+                      " of a channel's values lie beyond each threshold, and fewer than 50 say "
+                      "little"),
+         static_cast<std::int64_t>(kFewest / (fraction / 2) / tokens_per_sample) + 1});
   }
   return advice;
 }
@@ -76,19 +76,19 @@ std::vector<SampleAdvice> advise_by_halves(const formats::Codebook& codebook) {
   std::vector<SampleAdvice> advice;
   if (difference.threshold_shift > kThresholdShiftLimit) {
     const double factor = std::pow(difference.threshold_shift / kThresholdShiftLimit, 2);
-    advice.push_back({base::concat("thresholds of keys fitted to its two halves differ by ",
-                                   percent(difference.threshold_shift),
-                                   " of a channel's range, and more than ", percent(kThresholdShiftLimit),
-                                   " costs quality"),
-                      more_samples(samples, factor)});
+    advice.push_back(
+        {base::concat("thresholds of keys fitted to its two halves differ by ",
+                      percent(difference.threshold_shift), " of a channel's range, and more than ",
+                      percent(kThresholdShiftLimit), " costs quality"),
+         more_samples(samples, factor)});
   }
   if (difference.datatype_excess > kDatatypeExcessLimit) {
     const double factor = difference.datatype_excess / kDatatypeExcessLimit;
-    advice.push_back({base::concat("datatypes fitted to one half of it leave ",
-                                   percent(difference.datatype_excess),
-                                   " more error on the other than that one's own, and more than ",
-                                   percent(kDatatypeExcessLimit), " costs quality"),
-                      more_samples(samples, factor)});
+    advice.push_back(
+        {base::concat("datatypes fitted to one half of it leave ", percent(difference.datatype_excess),
+                      " more error on the other than that one's own, and more than ",
+                      percent(kDatatypeExcessLimit), " costs quality"),
+         more_samples(samples, factor)});
   }
   return advice;
 }

@@ -10,7 +10,8 @@ SampleLanes::SampleLanes(int lanes, int threads) {
   const int threads_each = std::max(1, threads / lanes);
   // What other threads, and those that libtorch makes itself, begin with.
   at::set_num_threads(threads_each);
-  for (int lane = 0; lane < lanes; ++lane) threads_.emplace_back([this, threads_each] { work(threads_each); });
+  for (int lane = 0; lane < lanes; ++lane)
+    threads_.emplace_back([this, threads_each] { work(threads_each); });
 }
 
 SampleLanes::~SampleLanes() {

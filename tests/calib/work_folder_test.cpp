@@ -74,18 +74,17 @@ TEST_F(WorkFolderTest, FinishLeavesForeignFilesAndTheirFolder) {
   WorkFolder folder(path_, "{}");
   folder.save_losses({1, 2});
   fs::create_directories(path_ / "hidden_0001.bin");  // a folder of that name is not ours either
-  for (const char* name : {"thesis.tex", "hidden_1.bin", "hidden_00001.bin", "layer_0001.h5.bak", ".thesis.tmp"})
+  for (const char* name :
+       {"thesis.tex", "hidden_1.bin", "hidden_00001.bin", "layer_0001.h5.bak", ".thesis.tmp"})
     std::ofstream(path_ / name) << "years of work";
   folder.finish();
-  EXPECT_EQ(names(), (std::vector<std::string>{".thesis.tmp", "hidden_0001.bin", "hidden_00001.bin",
+  EXPECT_EQ(names(), (std::vector<std::string>{".thesis.tmp", "hidden_00001.bin", "hidden_0001.bin",
                                                "hidden_1.bin", "layer_0001.h5.bak", "thesis.tex"}));
 }
 
 TEST_F(WorkFolderTest, FinishLeavesAFolderThatWasThereBefore) {
   fs::create_directories(path_);
-  {
-    const WorkFolder killed(path_, "{}");
-  }
+  { const WorkFolder killed(path_, "{}"); }
   WorkFolder(path_, "{}").finish();
   EXPECT_TRUE(fs::is_directory(path_));
   EXPECT_TRUE(names().empty());

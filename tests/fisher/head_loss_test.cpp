@@ -70,7 +70,7 @@ class HeadLossOfAToy : public testing::Test {
 TEST_F(HeadLossOfAToy, IsTheMeanCrossEntropyOfTheNextTokens) {
   // Logits and log-softmax are float32: a few of its roundings, 6e-8 each, remain of an exact agreement.
   const double expected = plain_loss(head_, hidden_);
-  EXPECT_NEAR(head_loss(head_, hidden_, kTokens, true).loss, expected, 1e-6 * expected);
+  EXPECT_NEAR(head_loss(head_, hidden_, kTokens, true, 512).loss, expected, 1e-6 * expected);
 }
 
 TEST_F(HeadLossOfAToy, GradientEqualsCentralDifferences) {
@@ -84,26 +84,26 @@ TEST_F(HeadLossOfAToy, GradientEqualsCentralDifferences) {
     below.view(-1)[i] -= kStep;
     expected.view(-1)[i] = (plain_loss(head_, above) - plain_loss(head_, below)) / (2 * kStep);
   }
-  const at::Tensor actual = head_loss(head_, hidden_, kTokens, true).hidden_gradient;
+  const at::Tensor actual = head_loss(head_, hidden_, kTokens, true, 512).hidden_gradient;
   ASSERT_EQ(actual.sizes(), hidden_.sizes());
   ASSERT_EQ(actual.scalar_type(), at::kDouble);
   EXPECT_LE(largest(actual - expected), 1e-6 * largest(expected));
 }
 
 TEST_F(HeadLossOfAToy, LastPositionPredictsNothing) {
-  const HeadLoss result = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss result = head_loss(head_, hidden_, kTokens, true, 512);
   const at::Tensor last = result.hidden_gradient[-1];
   EXPECT_TRUE(at::equal(last, at::zeros_like(last)));
   EXPECT_GT(result.hidden_gradient.slice(0, 0, -1).abs().amax(1).min().item<double>(), 0);  // the others do
 
   hidden_[-1].fill_(std::numeric_limits<double>::quiet_NaN());
-  const HeadLoss without = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss without = head_loss(head_, hidden_, kTokens, true, 512);
   EXPECT_EQ(without.loss, result.loss);
   EXPECT_TRUE(at::equal(without.hidden_gradient, result.hidden_gradient));
 }
 
 TEST_F(HeadLossOfAToy, DoesNotDependOnTheRowsAtOnce) {
-  const HeadLoss expected = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss expected = head_loss(head_, hidden_, kTokens, true, 512);
   for (const std::int64_t rows : {1, 2, 3, 7, 8, 1000}) {
     SCOPED_TRACE(rows);
     head_.most_rows = 0;
@@ -115,17 +115,17 @@ TEST_F(HeadLossOfAToy, DoesNotDependOnTheRowsAtOnce) {
 }
 
 TEST_F(HeadLossOfAToy, WithoutGradientIsTheSameLossAndNoGraph) {
-  const HeadLoss expected = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss expected = head_loss(head_, hidden_, kTokens, true, 512);
   ASSERT_TRUE(head_.built_graph);
   head_.built_graph = false;
-  const HeadLoss result = head_loss(head_, hidden_.detach().requires_grad_(true), kTokens, false);
+  const HeadLoss result = head_loss(head_, hidden_.detach().requires_grad_(true), kTokens, false, 512);
   EXPECT_NEAR(result.loss, expected.loss, 1e-12);
   EXPECT_FALSE(result.hidden_gradient.defined());
   EXPECT_FALSE(head_.built_graph);
 }
 
 TEST_F(HeadLossOfAToy, GradientHasNoGraphAndNobodyElseGetsOne) {
-  const HeadLoss result = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss result = head_loss(head_, hidden_, kTokens, true, 512);
   EXPECT_FALSE(result.hidden_gradient.requires_grad());
   EXPECT_FALSE(hidden_.requires_grad());
   EXPECT_FALSE(hidden_.grad().defined());
@@ -134,9 +134,9 @@ TEST_F(HeadLossOfAToy, GradientHasNoGraphAndNobodyElseGetsOne) {
 }
 
 TEST_F(HeadLossOfAToy, WorksWhereTheCallerBuildsNoGraph) {
-  const HeadLoss expected = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss expected = head_loss(head_, hidden_, kTokens, true, 512);
   const at::NoGradGuard no_graph;
-  const HeadLoss result = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss result = head_loss(head_, hidden_, kTokens, true, 512);
   EXPECT_EQ(result.loss, expected.loss);
   EXPECT_TRUE(at::equal(result.hidden_gradient, expected.hidden_gradient));
   EXPECT_FALSE(at::GradMode::is_enabled());  // left as it was
@@ -144,12 +144,12 @@ TEST_F(HeadLossOfAToy, WorksWhereTheCallerBuildsNoGraph) {
 
 TEST_F(HeadLossOfAToy, OfAHeadThatKnowsNothingIsTheLogarithmOfTheVocabulary) {
   head_.projection.zero_();
-  EXPECT_NEAR(head_loss(head_, hidden_, kTokens, false).loss, std::log(kVocabulary), 1e-6);
+  EXPECT_NEAR(head_loss(head_, hidden_, kTokens, false, 512).loss, std::log(kVocabulary), 1e-6);
 }
 
 TEST_F(HeadLossOfAToy, IsFiniteWhereExpOfALogitIsNot) {
   head_.projection *= 1e4;
-  const HeadLoss result = head_loss(head_, hidden_, kTokens, true);
+  const HeadLoss result = head_loss(head_, hidden_, kTokens, true, 512);
   EXPECT_TRUE(std::isfinite(result.loss));
   EXPECT_GT(result.loss, 1e3);
   EXPECT_TRUE(at::isfinite(result.hidden_gradient).all().item<bool>());
@@ -159,9 +159,10 @@ TEST_F(HeadLossOfAToy, NeedsTwoTokensAndAHiddenStateForEach) {
   const std::span<const std::int32_t> tokens = kTokens;
   for (const bool with_gradient : {false, true}) {
     const auto loss = [&](std::int64_t rows, std::size_t ids) {
-      return head_loss(head_, hidden_.slice(0, 0, rows), tokens.first(ids), with_gradient).loss;
+      return head_loss(head_, hidden_.slice(0, 0, rows), tokens.first(ids), with_gradient, 512).loss;
     };
     EXPECT_NO_THROW((void)loss(2, 2));
+    EXPECT_THROW((void)head_loss(head_, hidden_, kTokens, with_gradient, 0), base::Error);
     EXPECT_THROW((void)loss(1, 1), base::Error);
     EXPECT_THROW((void)loss(0, 0), base::Error);
     EXPECT_THROW((void)loss(2, 3), base::Error);
