@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/new_file.h"
 
 namespace kvcal::apps {
@@ -62,8 +63,9 @@ void JsonOutput::write(const Json& value) const {
   if (to_stdout()) {
     print(text);
   } else if (is_device(file_)) {
+    errno = 0;
     std::ofstream device(file_);
-    if (!(device << text << std::flush)) throw SystemError(concat("cannot write to ", file_));
+    if (!(device << text << std::flush)) base::throw_system_error("write", file_, errno);
   } else {
     base::write_file_atomically(std::filesystem::path(file_), std::string_view(text));
   }

@@ -169,6 +169,7 @@ FileLock::FileLock(const std::filesystem::path& path, std::string_view content) 
   if (::fstat(descriptor_, &status) == 0 && status.st_size == 0 && !content.empty() &&
       ::write(descriptor_, content.data(), content.size()) != static_cast<ssize_t>(content.size())) {
     const int error_number = errno;
+    ::unlink(path.c_str());
     ::close(descriptor_);
     descriptor_ = -1;
     throw_system_error("write", path, error_number);

@@ -13,6 +13,7 @@
 #include "calib/calibration_job.h"
 #include "calib/passes.h"
 #include "calib/sample_judgement.h"
+#include "calib/tensor_memory.h"
 #include "calib/work_folder.h"
 
 namespace kvcal::calib {
@@ -234,6 +235,7 @@ formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, 
 CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
                             PlanListener* listener) {
   const Clock::time_point start = Clock::now();
+  const TensorMemory memory;
   CalibrationJob job = prepare_calibration(options, progress);
   check_places(job);
   at::set_num_threads(job.threads);

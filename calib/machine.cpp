@@ -1,14 +1,17 @@
 #include "calib/machine.h"
 
-#if defined(__aarch64__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
-
 #include <algorithm>
 #include <fstream>
 #include <limits>
 #include <string>
+
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "base/cgroup.h"
 #include "base/error.h"
@@ -49,6 +52,12 @@ std::int64_t free_disk_bytes(const std::filesystem::path& path) {
         base::concat("cannot ask for the free space at ", folder.string(), ": ", error.message()));
   return static_cast<std::int64_t>(
       std::min<std::uintmax_t>(space.available, std::numeric_limits<std::int64_t>::max()));
+}
+
+void release_freed_memory() {
+#if defined(__GLIBC__)
+  ::malloc_trim(0);
+#endif
 }
 
 bool multiplies_bfloat16() {

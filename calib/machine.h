@@ -17,6 +17,9 @@ namespace kvcal::calib {
 /// SystemError.
 [[nodiscard]] std::int64_t free_disk_bytes(const std::filesystem::path& path);
 
+/// Gives memory that was freed, and that the allocator keeps for later, back to the system.
+void release_freed_memory();
+
 /// Whether this CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX on x86-64, BF16 on Arm).
 [[nodiscard]] bool multiplies_bfloat16();
 

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calib/machine.h"
+#include "calib/tensor_memory.h"
 #include "fisher/block_gradients.h"
 #include "fisher/head_loss.h"
 
@@ -70,6 +72,13 @@ void Passes::begin_stage(const char* name, int layers) {
   progress_.begin_stage(name, job_.windows.tokens(), "tokens");
 }
 
+// So that no stage has to bear what the one before it had.
+void Passes::end_stage() {
+  progress_.end_stage();
+  TensorMemory::release();
+  release_freed_memory();
+}
+
 void Passes::for_each_sample(const std::string& detail, const std::function<void(std::int64_t)>& body) {
   lanes_.run(samples(), [&](std::int64_t sample) {
     {
@@ -115,7 +124,7 @@ void Passes::forward() {
     hidden_.finish(layer + 1);
     job_.weights->dont_need(job_.model->tensors(layer));
   }
-  progress_.end_stage();
+  end_stage();
 }
 
 std::vector<double> Passes::head() {
@@ -139,7 +148,7 @@ std::vector<double> Passes::head() {
   folder_.save_losses(losses);
   hidden_.drop(layers_);
   job_.weights->dont_need(job_.model->tensors(layers_));
-  progress_.end_stage();
+  end_stage();
   return losses;
 }
 

@@ -31,7 +31,7 @@ class Passes {
   /// Each sample's loss at the head, and the gradient there.
   [[nodiscard]] std::vector<double> head();
   void begin_backward();
-  void end_backward() { progress_.end_stage(); }
+  void end_backward() { end_stage(); }
   /// Recomputes one layer that left.visits(): its capture where it is to be fitted, and the gradient at its
   /// input where that is wanted.
   [[nodiscard]] std::optional<LayerCapture> backward_layer(int layer);
@@ -43,6 +43,7 @@ class Passes {
   [[nodiscard]] std::int64_t samples() const { return job_.windows.samples; }
   void check_finite(const at::Tensor& x, int layer, std::int64_t sample, const char* what) const;
   void begin_stage(const char* name, int layers);
+  void end_stage();
   void for_each_sample(const std::string& detail, const std::function<void(std::int64_t)>& body);
   void embed_samples();
   void capture_sample(const fisher::Block& block, int layer, std::int64_t sample, bool with_input,

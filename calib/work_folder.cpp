@@ -189,7 +189,13 @@ WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) :
   if (error) base::throw_system_error("make the work folder", path_, error.value());
   // Before anything is written into a folder that may be somebody else's.
   check_identity(path_, identity_json);
-  lock_ = std::make_unique<base::FileLock>(path_ / "lock", made ? kFolderMade : kFolderFound);
+  try {
+    lock_ = std::make_unique<base::FileLock>(path_ / "lock", made ? kFolderMade : kFolderFound);
+  } catch (...) {
+    // A full disk: who comes later could not tell that the folder is ours.
+    if (made) fs::remove(path_, error);
+    throw;
+  }
   // Again, for another run may have used it between the two.
   check_identity(path_, identity_json);
   std::set<std::string> unfinished;

