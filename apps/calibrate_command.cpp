@@ -155,9 +155,7 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   line.add_threads(options.threads);
   app.add_option_function<std::string>(
          "--memory",
-         [&options](const std::string& text) {
-           options.memory_bytes = parse_memory(text, "--memory");
-         },
+         [&options](const std::string& text) { options.memory_bytes = parse_memory(text, "--memory"); },
          "Memory that the whole process may use, such as 8GB; by default 80 % of what is free")
       ->type_name("SIZE");
   app.add_option("--work", options.work,
@@ -193,7 +191,8 @@ void check_arguments(const CalibrateArguments& arguments) {
   require(!options.texts.empty() || !options.tokens.empty(), "--text",
           "name a text to calibrate on, such as --text prose.txt (or --tokens FILE.npy)");
   require(!options.out.empty(), "--out", "name the codebook to write, such as --out llama.h5");
-  if (arguments.json.wanted() && !arguments.json.to_stdout()) check_json_place(arguments.json.file(), options);
+  if (arguments.json.wanted() && !arguments.json.to_stdout())
+    check_json_place(arguments.json.file(), options);
 }
 
 // Says what will be done before it is: on standard error; or, being the result of --dry-run, on standard

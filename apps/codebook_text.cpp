@@ -209,21 +209,21 @@ std::string plan_text(const calib::CalibrationPlan& plan) {
       labelled("Model", concat(model_line(plan.model), ", ", plural(plan.parameters, "parameter"),
                                ", computed in ", plan.calibration.dtype));
   text += labelled("Sample", sample_line(plan.calibration));
-  text += labelled("Memory",
-                   concat("needs ", format_bytes(need.memory_bytes), " of the ",
-                          format_bytes(need.memory_limit_bytes), " it may use, in the ", stage.stage,
-                          " pass: weights ", format_bytes(stage.weights_bytes), ", ",
-                          plural(need.lanes, "sample"), " at a time ", format_bytes(stage.working_bytes),
-                          ", keys, values and gradients ", format_bytes(stage.capture_bytes), ", fits ",
-                          format_bytes(stage.fit_bytes), ", the program ", format_bytes(need.base_bytes)));
+  text += labelled(
+      "Memory",
+      concat("needs ", format_bytes(need.memory_bytes), " of the ", format_bytes(need.memory_limit_bytes),
+             " it may use, in the ", stage.stage, " pass: weights ", format_bytes(stage.weights_bytes), ", ",
+             plural(need.lanes, "sample"), " at a time ", format_bytes(stage.working_bytes),
+             ", keys, values and gradients ", format_bytes(stage.capture_bytes), ", fits ",
+             format_bytes(stage.fit_bytes), ", the program ", format_bytes(need.base_bytes)));
   text += labelled("Disk", concat("needs ", format_bytes(need.disk_bytes), " of the ",
                                   format_bytes(need.disk_free_bytes), " free, in ", plan.work.string()));
   text += labelled("Time", concat(format_duration(need.seconds_low), " to ",
                                   format_duration(need.seconds_high), " on an idle machine"));
   if (plan.goes_on) {
-    text += labelled("Goes on", concat("an earlier run left ", plan.layers_fitted, " of ",
-                                       plural(plan.model.num_layers, "layer"),
-                                       " fitted; left to do: ", plan.left.text()));
+    text += labelled(
+        "Goes on", concat("an earlier run left ", plan.layers_fitted, " of ",
+                          plural(plan.model.num_layers, "layer"), " fitted; left to do: ", plan.left.text()));
   }
   for (const std::string& damage : plan.damaged) text += labelled("Damaged", damage);
   return text;

@@ -44,7 +44,8 @@ struct CalibrationJob {
 /// What is left of the job will need, as ResourceNeed says.
 [[nodiscard]] ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left);
 
-/// Throws SystemError where the limit or the disk is too small, saying how much is needed.
+/// Throws SystemError where the limit or the disk is too small, saying how much is needed; WrongUsage where
+/// --memory is more than the machine has.
 void check_need(const ResourceNeed& need, const CalibrationJob& job);
 
 /// The memory left for cached activations within the limit.

@@ -1,5 +1,6 @@
 // Q-Norm, objectives of given centroids, and the comparison of the sample's halves.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/parallel.h"
@@ -38,15 +39,29 @@ Moments moments_of(std::span<const double> values) {
   return result;
 }
 
-/// Moments of the points and of the points quantised with each datatype.
-struct MomentSet {
-  std::vector<Moments> parts;
-  MomentSet& operator+=(const MomentSet& other) {
-    if (parts.empty()) parts.resize(other.parts.size());
-    for (std::size_t i = 0; i < other.parts.size(); ++i) parts[i] += other.parts[i];
+/// Moments of the points, and how many of them took each code of each datatype.
+struct QuantisedMoments {
+  Moments exact;
+  std::vector<std::array<std::int64_t, codec::kMaxCentroids>> codes;  // [datatypes]
+  QuantisedMoments& operator+=(const QuantisedMoments& other) {
+    exact += other.exact;
+    if (codes.empty()) codes.resize(other.codes.size());
+    for (std::size_t i = 0; i < other.codes.size(); ++i) {
+      for (std::size_t code = 0; code < codes[i].size(); ++code) codes[i][code] += other.codes[i][code];
+    }
     return *this;
   }
 };
+
+// Of a datatype's levels, each as often as its code was taken.
+Moments moments_of_codes(const std::array<std::int64_t, codec::kMaxCentroids>& codes,
+                         const codec::Datatype& datatype) {
+  Moments result;
+  for (std::size_t code = 0; code < codes.size(); ++code) {
+    if (codes[code] > 0) result += {static_cast<double>(codes[code]), double{datatype.levels[code]}, 0};
+  }
+  return result;
+}
 
 struct Chunk {
   std::vector<double> points, weights;
@@ -66,27 +81,25 @@ double nearest_level(double point, const codec::Datatype& datatype) {
 
 std::vector<QNorm> qnorm(const kmeans::PointSource<double>& source,
                          const std::vector<std::vector<float>>& centroids, int threads) {
-  const auto sum =
-      base::blocked_sum<MomentSet>(source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
+  std::vector<codec::Datatype> datatypes;
+  for (const std::vector<float>& table : centroids) datatypes.push_back(codec::make_datatype(table));
+  const auto sum = base::blocked_sum<QuantisedMoments>(
+      source.num_chunks(), 1, threads, [&](std::int64_t index, std::int64_t) {
         const Chunk chunk = load_chunk(source, index);
-        MomentSet set;
-        set.parts.push_back(moments_of(chunk.points));
-        std::vector<double> quantised(chunk.points.size());
-        for (const std::vector<float>& table : centroids) {
-          const codec::Datatype datatype = codec::make_datatype(table);
-          for (std::size_t i = 0; i < quantised.size(); ++i)
-            quantised[i] = nearest_level(chunk.points[i], datatype);
-          set.parts.push_back(moments_of(quantised));
+        QuantisedMoments part{moments_of(chunk.points), {}};
+        part.codes.resize(datatypes.size());
+        for (std::size_t d = 0; d < datatypes.size(); ++d) {
+          for (const double point : chunk.points)
+            ++part.codes[d][codec::nearest_code(static_cast<float>(point), datatypes[d])];
         }
-        return set;
+        return part;
       });
   std::vector<QNorm> norms(centroids.size());
-  for (std::size_t i = 0; i < norms.size(); ++i) {
-    const Moments& exact = sum.parts[0];
-    const Moments& quantised = sum.parts[i + 1];
+  for (std::size_t i = 0; i < norms.size() && !sum.codes.empty(); ++i) {
+    const Moments quantised = moments_of_codes(sum.codes[i], datatypes[i]);
     if (!(quantised.deviation() > 0)) continue;
-    norms[i].scale = exact.deviation() / quantised.deviation();
-    norms[i].offset = exact.mean - quantised.mean * norms[i].scale;
+    norms[i].scale = sum.exact.deviation() / quantised.deviation();
+    norms[i].offset = sum.exact.mean - quantised.mean * norms[i].scale;
   }
   return norms;
 }
@@ -130,14 +143,15 @@ double datatype_excess(const FitSource& first, const FitSource& second, int clus
   const std::vector<int> counts = {clusters};
   const FitSource* const halves[2] = {&first, &second};
   std::vector<float> centroids[2];
+  double own[2];
   for (int h = 0; h < 2; ++h) {
     const auto solution = kmeans::solve_all(*halves[h], counts, 1e-3, threads)[0];
     centroids[h].assign(solution.centroids.begin(), solution.centroids.end());
+    own[h] = solution.objective;
   }
   double excess = 0;
   for (int h = 0; h < 2; ++h) {
-    const double own = objective_of(*halves[h], centroids[h], threads);
-    if (own > 0) excess += objective_of(*halves[h], centroids[1 - h], threads) / own - 1;
+    if (own[h] > 0) excess += objective_of(*halves[h], centroids[1 - h], threads) / own[h] - 1;
   }
   return excess / 2;
 }

@@ -1,5 +1,7 @@
 #include "calib/machine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 #include <limits>
@@ -52,6 +54,13 @@ std::int64_t free_disk_bytes(const std::filesystem::path& path) {
         base::concat("cannot ask for the free space at ", folder.string(), ": ", error.message()));
   return static_cast<std::int64_t>(
       std::min<std::uintmax_t>(space.available, std::numeric_limits<std::int64_t>::max()));
+}
+
+std::int64_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::int64_t size = 0, resident = 0;
+  file >> size >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
 }
 
 void release_freed_memory() {

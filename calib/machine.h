@@ -17,6 +17,9 @@ namespace kvcal::calib {
 /// SystemError.
 [[nodiscard]] std::int64_t free_disk_bytes(const std::filesystem::path& path);
 
+/// Resident bytes of this process now.
+[[nodiscard]] std::int64_t resident_bytes();
+
 /// Gives memory that was freed, and that the allocator keeps for later, back to the system.
 void release_freed_memory();
 

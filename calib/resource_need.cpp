@@ -1,60 +1,79 @@
-// The memory and time model of docs/memory.md: what a calibration takes, from the checkpoint's headers and
-// the options alone.
+// The memory and time model of docs/memory.md: what a calibration takes, from the checkpoint's headers, the
+// options, and a few tokens run through one block.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <chrono>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "calib/block_probe.h"
 #include "calib/calibration_job.h"
 #include "calib/machine.h"
+#include "calib/tensor_memory.h"
 #include "fisher/head_loss.h"
 
 namespace kvcal::calib {
 namespace {
 
-// The program, libtorch and its thread pools before any model, measured at 145 MiB, and room for the
-// allocator.
-constexpr std::int64_t kProgramBytes = std::int64_t{200} << 20;
-// Resident bytes for each byte of cached activations: the allocator keeps holes between them.
-constexpr std::int64_t kCacheOverhead = 2;
-// Copies in float32 of the logits that exist together: logits, log-softmax and the gradients of both.
-constexpr std::int64_t kHeadCopies = 4;
-// Copies of each activation that one block's graph holds at its peak, counted on calib/models/llama.cpp: of
-// the hidden state (input, both norms and their wide forms, both sums, and gradients), of queries, keys and
-// values (before and after rotation, wide and expanded), of the MLP's inner state.
-constexpr std::int64_t kHiddenCopies = 14;
-constexpr std::int64_t kAttentionCopies = 10;
-constexpr std::int64_t kInnerCopies = 6;
+// Resident bytes for each byte of cached activations: blocks of the pool are a little larger than tensors.
+constexpr double kCacheOverhead = 1.15;
+// For each lane: its stack, and the buffers in which matrix products and attention pack their operands.
+constexpr std::int64_t kLaneBytes = std::int64_t{8} << 20;
+// Bytes for each logit that exists: in float32 the log-softmax and two gradients, in the compute type the
+// logits and their gradient.
+constexpr std::int64_t kHeadBytesPerLogit = 16;
+// What logits take beside their two products: exponentials, sums, gradients.
+constexpr double kHeadSecondsPerLogit = 6e-9;
+// A fit of one value at one outlier fraction, all bits, on one thread.
+constexpr double kFitSecondsPerValue = 100e-9;
+// What the solver holds beside points: histograms of 16 stripes, twice.
+constexpr std::int64_t kSolverBytes = std::int64_t{40} << 20;
 
 struct WeightSizes {
   std::int64_t parameters = 0;
-  std::int64_t bytes =
-      0;  // resident while in use: the mapped file's pages, and a copy where the type differs
+  std::int64_t bytes = 0;  // resident while in use
 };
 
+// A tensor stored in the compute type is used where it is mapped; another is converted, after which its pages
+// are dropped.
 WeightSizes weight_sizes(const CalibrationJob& job, int layer) {
   const auto dtype = job.weights->dtype() == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
   WeightSizes sizes;
+  std::int64_t largest_mapped = 0;
   for (const TensorSpec& spec : job.model->tensors(layer)) {
     const formats::TensorView& stored = job.weights->checkpoint().get(spec.name);
     const std::int64_t elements = base::element_count(stored.shape, stored.name);
+    const auto mapped = static_cast<std::int64_t>(stored.data.size());
     sizes.parameters += elements;
-    sizes.bytes += static_cast<std::int64_t>(stored.data.size());
-    if (stored.dtype != dtype)
+    if (stored.dtype == dtype) {
+      sizes.bytes += mapped;
+    } else {
       sizes.bytes += elements * static_cast<std::int64_t>(at::elementSize(job.weights->dtype()));
+      largest_mapped = std::max(largest_mapped, mapped);
+    }
   }
+  sizes.bytes += largest_mapped;
   return sizes;
 }
 
-// Floating-point operations a second in a float32 or bfloat16 product, measured on this machine in a few
+WeightSizes largest_layer(const CalibrationJob& job) {
+  WeightSizes largest;
+  for (int layer = 0; layer < job.config.num_layers; ++layer) {
+    const WeightSizes sizes = weight_sizes(job, layer);
+    if (sizes.bytes > largest.bytes) largest = sizes;
+  }
+  return largest;
+}
+
+// Floating-point operations a second of one thread in a product of the compute type, measured in a few
 // milliseconds.
-double measure_rate(at::ScalarType dtype) {
-  constexpr std::int64_t kSize = 768;
+double product_rate(at::ScalarType dtype) {
+  constexpr std::int64_t kSize = 512;
   const at::Tensor a = at::ones({kSize, kSize}, dtype);
   double best = 0;
-  for (int repeat = 0; repeat < 4; ++repeat) {
+  for (int repeat = 0; repeat < 3; ++repeat) {
     const auto start = std::chrono::steady_clock::now();
     const at::Tensor product = at::matmul(a, a);
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
@@ -63,46 +82,56 @@ double measure_rate(at::ScalarType dtype) {
   return best;
 }
 
-// Model arithmetic: forward, recomputation and input gradients, 2 operations per parameter and token each,
-// causal attention, the head both ways; and the fits at the rate of a few passes over the captures.
-double estimate_seconds(const CalibrationJob& job, double layer_parameters, double head_parameters,
-                        double kv_channels, double rate) {
-  const auto tokens = static_cast<double>(job.windows.tokens());
-  const double passes = job.options.sensitivity == "fisher" ? 3 : 2;
-  const double attention =
-      2.0 * static_cast<double>(job.windows.seqlen) * job.config.num_attention_heads * job.config.head_dim;
-  const double layers = job.config.num_layers;
-  const double operations =
-      passes * tokens * layers * (2.0 * layer_parameters + attention) + 4.0 * tokens * head_parameters;
-  constexpr double kFitSecondsPerValue = 120e-9;  // for each outlier fraction, on one thread
-  const double fits = layers * tokens * kv_channels * static_cast<double>(job.options.outliers.size()) *
-                      kFitSecondsPerValue / job.threads;
-  // Fits run beside the backward pass on the same cores.
-  return operations / rate + fits;
+std::int64_t kv_channels(const CalibrationJob& job) {
+  std::int64_t most = 0;
+  for (int layer = 0; layer < job.config.num_layers; ++layer) {
+    const LayerGeometry geometry = job.model->geometry(layer);
+    most = std::max<std::int64_t>(most,
+                                  std::int64_t{geometry.kv_heads} * (geometry.key_dim + geometry.value_dim));
+  }
+  return most;
 }
 
-/// One stage after the other, with so many lanes.
-StageNeed largest_stage(const CalibrationJob& job, const RemainingWork& left, int lanes) {
-  const ModelConfig& config = job.config;
+// Seconds of one thread for what is left, samples and fits together.
+double thread_seconds(const CalibrationJob& job, const RemainingWork& left, const BlockProbe& probe) {
+  const auto tokens = static_cast<double>(job.windows.tokens());
+  const double ratio = static_cast<double>(job.windows.seqlen) / kAttentionTokens;
+  const double attention = static_cast<double>(job.windows.samples) * ratio * ratio;
+  double seconds = left.forward_layers() *
+                   (tokens * probe.forward_seconds_per_token + attention * probe.attention_forward_seconds);
+  seconds += left.backward_layers() *
+             (tokens * probe.backward_seconds_per_token + attention * probe.attention_backward_seconds);
+  if (left.head) {
+    const int products = left.gradient.back() ? 2 : 1;
+    const double parameters =
+        static_cast<double>(job.config.vocab_size) * static_cast<double>(job.config.hidden_size);
+    seconds += products * 2 * tokens * parameters / product_rate(job.weights->dtype()) +
+               tokens * static_cast<double>(job.config.vocab_size) * kHeadSecondsPerLogit;
+  }
+  const auto fits = static_cast<double>(std::count(left.fit.begin(), left.fit.end(), true));
+  seconds += fits * tokens *
+             static_cast<double>(kv_channels(job) * static_cast<std::int64_t>(job.options.outliers.size())) *
+             kFitSecondsPerValue;
+  return seconds;
+}
+
+/// Memory of the stages, one after the other, with so many lanes.
+StageNeed largest_stage(const CalibrationJob& job, const RemainingWork& left, const BlockProbe& probe,
+                        int lanes) {
   const std::int64_t seqlen = job.windows.seqlen;
   const std::int64_t tokens = job.windows.tokens();
-  const std::int64_t query = std::int64_t{config.num_attention_heads} * config.head_dim;
-  const std::int64_t kv_channels = 2 * std::int64_t{config.num_kv_heads} * config.head_dim;
-  const std::int64_t block = seqlen * 4 *
-                             (config.hidden_size * kHiddenCopies + (query + kv_channels) * kAttentionCopies +
-                              config.intermediate_size * kInnerCopies);
-  StageNeed forward{"forward", weight_sizes(job, 0).bytes, block * lanes, 0, 0};
-  StageNeed loss{
-      "loss", weight_sizes(job, config.num_layers).bytes,
-      std::min(seqlen, fisher::head_rows(config.vocab_size)) * config.vocab_size * 4 * kHeadCopies * lanes, 0,
-      0};
-  const std::int64_t capture = tokens * kv_channels * 4 * (job.with_gradients() ? 2 : 1);
-  StageNeed backward = forward;
-  backward.stage = "backward";
+  const std::int64_t layer_weights = largest_layer(job).bytes;
+  const StageNeed forward{"forward", layer_weights, lanes * (probe.forward_bytes.at(seqlen) + kLaneBytes), 0,
+                          0};
+  const std::int64_t rows = std::min(seqlen, fisher::head_rows(job.config.vocab_size));
+  const StageNeed loss{"loss", weight_sizes(job, job.config.num_layers).bytes,
+                       lanes * (rows * job.config.vocab_size * kHeadBytesPerLogit + kLaneBytes), 0, 0};
+  const std::int64_t capture = tokens * kv_channels(job) * 4 * (job.with_gradients() ? 2 : 1);
+  StageNeed backward{"backward", layer_weights, lanes * (probe.backward_bytes.at(seqlen) + kLaneBytes), 0, 0};
   // One layer is captured while the one before it is fitted.
   backward.capture_bytes = capture * std::min(2, left.backward_layers());
-  // Thresholds of every token, their zeros and ranges, and the points that the solver gathers.
-  backward.fit_bytes = tokens * config.num_kv_heads * 48 + capture / 4 + (std::int64_t{48} << 20);
+  // Thresholds of every token with their zeros and ranges, and the points that the solver gathers.
+  backward.fit_bytes = tokens * job.config.num_kv_heads * 24 + capture / 8 + kSolverBytes;
   StageNeed largest;
   if (left.forward_layers() > 0) largest = forward;
   if (left.head && loss.total() > largest.total()) largest = loss;
@@ -126,24 +155,29 @@ std::int64_t disk_need(const CalibrationJob& job, const RemainingWork& left) {
 
 ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left) {
   ResourceNeed need;
-  need.base_bytes = kProgramBytes;
   const std::int64_t available = available_memory_bytes();
   need.memory_limit_bytes =
       job.options.memory_bytes ? std::min(*job.options.memory_bytes, available) : available / 5 * 4;
+  need.disk_bytes = disk_need(job, left);
+  need.disk_free_bytes = free_disk_bytes(job.options.work);
+  if (left.text() == "nothing") return need;
+
+  const BlockProbe probe = probe_block(*job.model, 0, job.weights->dtype(), job.with_gradients());
+  const double seconds = thread_seconds(job, left, probe);
+  job.weights->dont_need(job.model->tensors(0));
+  TensorMemory::release();
+  release_freed_memory();
+  need.base_bytes = resident_bytes();
   const auto most = static_cast<int>(std::min<std::int64_t>(job.threads, job.windows.samples));
   for (need.lanes = std::max(1, most);; --need.lanes) {
-    need.largest = largest_stage(job, left, need.lanes);
+    need.largest = largest_stage(job, left, probe, need.lanes);
     need.memory_bytes = need.base_bytes + need.largest.total();
     if (need.lanes == 1 || need.memory_bytes <= need.memory_limit_bytes) break;
   }
-  need.disk_bytes = disk_need(job, left);
-  need.disk_free_bytes = free_disk_bytes(job.options.work);
-  const double seconds = estimate_seconds(
-      job, static_cast<double>(weight_sizes(job, 0).parameters),
-      static_cast<double>(weight_sizes(job, job.config.num_layers).parameters),
-      2.0 * job.config.num_kv_heads * job.config.head_dim, measure_rate(job.weights->dtype()));
-  need.seconds_low = seconds;
-  need.seconds_high = seconds;
+  // Fits and samples share the threads. The last samples may leave some idle, and no two machines, or
+  // moments, are the same.
+  need.seconds_low = 0.7 * seconds / job.threads;
+  need.seconds_high = 1.5 * seconds / need.lanes + 2;
   return need;
 }
 
@@ -154,7 +188,9 @@ void check_need(const ResourceNeed& need, const CalibrationJob& job) {
                                         ", and this machine has ", mib(total_memory_bytes()), ", of which ",
                                         mib(available_memory_bytes()), " are free; give less"));
   }
-  if (need.memory_bytes > need.memory_limit_bytes) {
+  // What the process holds at the start differs by a page or two from run to run: who gives what the last one
+  // asked for has given enough.
+  if (need.memory_bytes > need.memory_limit_bytes + need.memory_limit_bytes / 50) {
     const StageNeed& stage = need.largest;
     throw base::SystemError(
         base::concat("this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage,
@@ -174,7 +210,8 @@ void check_need(const ResourceNeed& need, const CalibrationJob& job) {
 }
 
 std::int64_t cache_bytes(const ResourceNeed& need) {
-  return (need.memory_limit_bytes - need.memory_bytes) / kCacheOverhead;
+  const std::int64_t left = std::max<std::int64_t>(0, need.memory_limit_bytes - need.memory_bytes);
+  return static_cast<std::int64_t>(static_cast<double>(left) / kCacheOverhead);
 }
 
 }  // namespace kvcal::calib

@@ -25,6 +25,9 @@ HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const s
 
   const at::AutoGradMode graph(with_gradient);
   double sum = 0;
+  // Pieces of the same size, so that their tensors can share memory.
+  const std::int64_t pieces = (targets + rows_at_once - 1) / rows_at_once;
+  rows_at_once = (targets + pieces - 1) / pieces;
   for (std::int64_t begin = 0; begin < targets; begin += rows_at_once) {
     const std::int64_t end = std::min(targets, begin + rows_at_once);
     at::Tensor rows = hidden.slice(0, begin, end).detach();

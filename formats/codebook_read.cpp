@@ -168,7 +168,8 @@ class Decoder {
   void decode_calibration(CalibrationInfo& calibration) const {
     const std::string path = "/calibration";
     group(path);
-    if (tree_.values.contains(attribute_key(path, "revision"))) calibration.revision = small(path, "revision");
+    if (tree_.values.contains(attribute_key(path, "revision")))
+      calibration.revision = small(path, "revision");
     calibration.options_json = text(path, "options");
     calibration.texts = decode_texts(text(path, "texts"));
     calibration.tokens_sha256 = text(path, "tokens_sha256");

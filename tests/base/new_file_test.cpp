@@ -79,8 +79,9 @@ TEST_F(NewFileTest, WritesAtAnyPlace) {
 
 TEST_F(NewFileTest, NamesOfUnfinishedFiles) {
   EXPECT_EQ(name_of_unfinished(".out.h5.0123456789abcdef.tmp"), "out.h5");
-  for (const char* other : {"out.h5", ".tmp", ".out.h5.tmp", ".out.h5.1234.tmp", ".out.h5.0123456789abcdeg.tmp",
-                            "out.h5.0123456789abcdef.tmp", "..0123456789abcdef.tmp", ".0123456789abcdef.tmp"})
+  for (const char* other :
+       {"out.h5", ".tmp", ".out.h5.tmp", ".out.h5.1234.tmp", ".out.h5.0123456789abcdeg.tmp",
+        "out.h5.0123456789abcdef.tmp", "..0123456789abcdef.tmp", ".0123456789abcdef.tmp"})
     EXPECT_EQ(name_of_unfinished(other), "") << other;
 }
 

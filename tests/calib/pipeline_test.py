@@ -1,5 +1,6 @@
 """The whole of `kvcal calibrate` from outside: thresholds against numpy, kill -9 and resume, a full disk, bad input."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -136,15 +137,20 @@ def test_a_folder_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path):
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
     tokens, out = tokens_file(tmp_path), tmp_path / "out.h5"
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    (tmp_path / f".out.h5.{dead.pid}.tmp").write_text("half a codebook")
-    (tmp_path / f".other.h5.{dead.pid}.tmp").write_text("not ours")
-    assert run(BUNDLED, tokens, out).returncode == 0
-    assert not (tmp_path / f".out.h5.{dead.pid}.tmp").exists()
-    assert (tmp_path / f".other.h5.{dead.pid}.tmp").exists()
+    unfinished = {name: tmp_path / f".{name}.h5.0123456789abcdef.tmp" for name in ("out", "living", "other")}
+    for path in unfinished.values():
+        path.write_text("half a codebook")
+    with open(unfinished["out"]) as living:
+        # Whoever writes it holds its lock, on whichever host and whatever its process id.
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert run(BUNDLED, tokens, out).returncode == 0
+        assert unfinished["out"].exists()
+    assert run(BUNDLED, tokens, out, "--seed", 0, "--overwrite", "--sinks", 2).returncode == 0
+    assert not unfinished["out"].exists() and unfinished["other"].exists()
+    assert run(BUNDLED, tokens, out, "--overwrite").returncode == 0
     # Killed after the result was written, before the work folder was removed.
     (tmp_path / "out.h5.work").mkdir()
+    (tmp_path / "out.h5.work" / "lock").write_text("kvcal made this folder and removes it when it is done\n")
     result = run(BUNDLED, tokens, out, "--dry-run")
     assert result.returncode == 0 and "nothing to do" in result.stdout
     assert (tmp_path / "out.h5.work").exists()
@@ -274,6 +280,41 @@ class TestBadText:
         assert sum("UTF-8" in line for line in result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_json_nested_without_end_is_refused(model, tmp_path, name):
+    """One of these once ended the program by SIGSEGV."""
+    nested = "[" * 200_000 + "]" * 200_000
+    content = json.loads((model / name).read_text())
+    text = json.dumps(content)[:-1] + ', "more": ' + nested + "}"
+    (model / name).write_text(text)
+    prose = SOURCE / "data" / "demo" / "calibrate.txt"
+    result = subprocess.run([str(a) for a in (KVCAL, "calibrate", "-m", model, "-f", prose, "-o", tmp_path / "out.h5", "--samples",
+                                              2, "--seqlen", 64)], capture_output=True, text=True, timeout=300)
+    expect_error(result, 1, name, "nested")
+
+
+def test_outputs_in_the_work_folder_are_refused_before_any_work(tmp_path):
+    tokens, work = tokens_file(tmp_path), tmp_path / "w"
+    work.mkdir()
+    expect_error(run(BUNDLED, tokens, work / "a.h5", "--work", work), 2, "--out", "work folder")
+    expect_error(run(BUNDLED, tokens, tmp_path / "a.h5", "--work", work, "--json", work / "r.json"), 2, "--json", "work folder")
+    expect_error(run(BUNDLED, tokens, tmp_path / "a.h5", "--json", tmp_path / "a.h5.work" / "r.json"), 2, "--json")
+    expect_error(run(BUNDLED, tokens, tmp_path / "a.h5", "--json", tokens, "--overwrite"), 2, "--json", "input")
+    expect_error(run(BUNDLED, tokens, tokens, "--overwrite"), 2, "--out")
+    assert not list(work.iterdir()) and np.load(tokens).shape == (3, 96)
+
+
+def test_a_foreign_file_in_the_work_folder_survives(tmp_path):
+    tokens, work = tokens_file(tmp_path), tmp_path / "w"
+    work.mkdir()
+    (work / "thesis.tmp").write_text("years of work")
+    expect_error(run(BUNDLED, tokens, tmp_path / "a.h5", "--work", work), 1, "thesis.tmp")
+    assert run(BUNDLED, tokens, tmp_path / "b.h5").returncode == 0
+    # On the path of a run that is done already, too.
+    assert run(BUNDLED, tokens, tmp_path / "b.h5", "--work", work).returncode == 0
+    assert (work / "thesis.tmp").read_text() == "years of work"
+
+
 def test_tokens_out_of_the_vocabulary(tmp_path):
     np.save(tmp_path / "bad.npy", np.full((2, 40), VOCAB, np.int64))
     expect_error(run(BUNDLED, tmp_path / "bad.npy", tmp_path / "out.h5"), 1, "bad.npy", VOCAB, "vocabulary")
@@ -290,7 +331,23 @@ def test_an_unwritable_output(tmp_path):
 
 
 def test_too_little_memory_says_how_much_is_needed(tmp_path):
-    expect_error(run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5", "--memory", "64M"), 1, "memory", "MiB")
+    for more in ((), ("--dry-run",)):
+        expect_error(run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5", "--memory", "64M", *more), 1, "memory", "MiB")
+    expect_error(run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5", "--memory", "8"), 2, "did you mean 8GB?")
+    expect_error(run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5", "--memory", "800TB"), 2, "this machine has")
+
+
+def test_one_warning_with_one_number_says_how_many_samples(tmp_path):
+    result = run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5", "--json", tmp_path / "r.json")
+    assert result.returncode == 0
+    warnings = [w for w in json.loads((tmp_path / "r.json").read_text())["warnings"] if "--samples" in w]
+    assert len(warnings) == 1 and warnings[0].count("--samples") == 1, warnings
+
+
+def test_progress_counts_tokens(tmp_path):
+    result = run(BUNDLED, tokens_file(tmp_path), tmp_path / "out.h5")
+    for stage in ("forward", "loss", "backward"):
+        assert f"{stage}: 288 tokens in" in result.stderr, result.stderr
 
 
 def test_value_scope_and_sensitivity_change_the_result(tmp_path):

@@ -67,6 +67,14 @@ def content_sha256(file):
     return digest.hexdigest()
 
 
+def test_a_host_programs_own_file_is_flushed_at_its_exit(path, tmp_path):
+    own = tmp_path / "host.h5"
+    done = subprocess.run([program("hdf5_host"), str(own), str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(own, "r") as file:
+        assert file["host"][:].tolist() == [1, 2, 3]
+
+
 def test_names_types_and_values(path):
     with h5py.File(path, "r") as file:
         assert file.attrs["format"] == b"kvcal-codebook"

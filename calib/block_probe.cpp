@@ -1,0 +1,108 @@
+#include "calib/block_probe.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+
+#include "calib/attention.h"
+#include "calib/tensor_memory.h"
+#include "fisher/block_gradients.h"
+
+namespace kvcal::calib {
+namespace {
+
+constexpr std::int64_t kFewTokens = 64, kMoreTokens = 128;
+constexpr int kRepeats = 3;
+
+double best_seconds(const std::function<void()>& work) {
+  double best = 1e300;
+  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+BytesByTokens line_through(std::int64_t few, std::int64_t more) {
+  const double per_token = static_cast<double>(more - few) / static_cast<double>(kMoreTokens - kFewTokens);
+  return {std::max(0.0, static_cast<double>(few) - per_token * kFewTokens), per_token};
+}
+
+/// Restores the number of libtorch's threads.
+class OneThread {
+ public:
+  OneThread() : threads_(at::get_num_threads()) { at::set_num_threads(1); }
+  ~OneThread() { at::set_num_threads(threads_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int threads_;
+};
+
+void probe_attention(const ModelConfig& config, at::ScalarType dtype, bool with_gradients,
+                     BlockProbe& probe) {
+  const auto states = [&](int heads) {
+    return at::randn({kAttentionTokens, heads, config.head_dim}).to(dtype).requires_grad_(with_gradients);
+  };
+  const at::Tensor q = states(config.num_attention_heads);
+  const at::Tensor k = states(config.num_kv_heads);
+  const at::Tensor v = states(config.num_kv_heads);
+  probe.attention_forward_seconds = best_seconds([&] {
+    const at::NoGradGuard no_graph;
+    (void)causal_attention(q, k, v, config.sliding_window);
+  });
+  probe.attention_backward_seconds = probe.attention_forward_seconds;
+  if (!with_gradients) return;
+  probe.attention_backward_seconds = best_seconds([&] {
+    const at::Tensor mixed = causal_attention(q, k, v, config.sliding_window);
+    (void)torch::autograd::grad({mixed}, {q, k, v}, {at::ones_like(mixed)});
+  });
+}
+
+}  // namespace
+
+BlockProbe probe_block(const Model& model, int layer, at::ScalarType dtype, bool with_gradients) {
+  const OneThread one_thread;
+  const std::int64_t hidden = model.config().hidden_size;
+  const auto block = model.load_block(layer);
+  const auto random = [&](std::int64_t tokens) { return at::randn({tokens, hidden}).mul_(0.1).to(dtype); };
+  const auto forward = [&](const at::Tensor& input) {
+    const at::NoGradGuard no_graph;
+    (void)block->forward(input, nullptr);
+  };
+  // As in the passes: what was read, what comes out, and float32 copies of what is captured.
+  const auto backward = [&](const at::Tensor& input, const at::Tensor& gradient) {
+    const fisher::BlockGradients result = with_gradients
+                                              ? fisher::block_gradients(*block, input, gradient, true)
+                                              : fisher::block_taps(*block, input);
+    for (const at::Tensor* part :
+         {&result.keys, &result.values, &result.key_gradients, &result.value_gradients}) {
+      if (part->defined()) (void)part->slice(0, 1).to(at::kFloat).contiguous();
+    }
+  };
+
+  BlockProbe probe;
+  std::int64_t forward_bytes[2], backward_bytes[2];
+  const std::int64_t tokens[2] = {kFewTokens, kMoreTokens};
+  for (int i = 0; i < 2; ++i) {
+    forward(random(tokens[i]));  // tables and libraries' own state are made once
+    forward_bytes[i] = TensorMemory::count([&] { forward(random(tokens[i])); });
+    backward_bytes[i] = TensorMemory::count([&] { backward(random(tokens[i]), random(tokens[i])); });
+  }
+  probe.forward_bytes = line_through(forward_bytes[0], forward_bytes[1]);
+  probe.backward_bytes = line_through(backward_bytes[0], backward_bytes[1]);
+  const at::Tensor input = random(kMoreTokens);
+  const at::Tensor gradient = random(kMoreTokens);
+  probe.forward_seconds_per_token = best_seconds([&] { forward(input); }) / kMoreTokens;
+  probe.backward_seconds_per_token = best_seconds([&] { backward(input, gradient); }) / kMoreTokens;
+  probe_attention(model.config(), dtype, with_gradients, probe);
+  return probe;
+}
+
+}  // namespace kvcal::calib
