@@ -33,6 +33,15 @@ std::int64_t meminfo(std::string_view wanted) {
   return std::numeric_limits<std::int64_t>::max();
 }
 
+// The first line of /proc/cpuinfo that begins so; empty where there is none.
+std::string cpuinfo(std::string_view name) {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(name)) return line;
+  }
+  return {};
+}
+
 }  // namespace
 
 std::int64_t available_memory_bytes() {
@@ -69,16 +78,15 @@ void release_freed_memory() {
 #endif
 }
 
+bool cpu_is_intel() {
+  return cpuinfo("vendor_id").find("GenuineIntel") != std::string::npos;
+}
+
 bool multiplies_bfloat16() {
 #if defined(__x86_64__)
   // The kernel's word: the instructions are there and it saves their registers.
-  std::ifstream file("/proc/cpuinfo");
-  std::string line;
-  while (std::getline(file, line)) {
-    if (!line.starts_with("flags")) continue;
-    return line.find(" avx512_bf16") != std::string::npos || line.find(" amx_bf16") != std::string::npos;
-  }
-  return false;
+  const std::string flags = cpuinfo("flags");
+  return flags.find(" avx512_bf16") != std::string::npos || flags.find(" amx_bf16") != std::string::npos;
 #elif defined(__aarch64__) && defined(HWCAP2_BF16)
   return (::getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
 #else

@@ -17,6 +17,9 @@ namespace kvcal::calib {
 /// SystemError.
 [[nodiscard]] std::int64_t free_disk_bytes(const std::filesystem::path& path);
 
+/// Whether this is a CPU of Intel's.
+[[nodiscard]] bool cpu_is_intel();
+
 /// Resident bytes of this process now.
 [[nodiscard]] std::int64_t resident_bytes();
 

@@ -59,7 +59,7 @@ void SampleLanes::take_samples(std::unique_lock<std::mutex>& lock) {
     lock.lock();
     --working_;
     if (error) {
-      if (!error_) error_ = error;
+      if (!error_ || sample < error_sample_) error_ = error, error_sample_ = sample;
       next_ = samples_;
     }
   }

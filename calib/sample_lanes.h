@@ -26,7 +26,8 @@ class SampleLanes {
   SampleLanes& operator=(const SampleLanes&) = delete;
 
   /// Calls body(sample) for every sample in [0, samples), in the order in which lanes are free, and returns
-  /// when all have ended. The first exception is rethrown here; samples not yet begun are then left out.
+  /// when all have ended. After an exception samples not yet begun are left out; that of the lowest sample is
+  /// rethrown here, so that it is the same one however many lanes there are.
   void run(std::int64_t samples, const std::function<void(std::int64_t)>& body);
 
  private:
@@ -40,6 +41,7 @@ class SampleLanes {
   int working_ = 0;  // samples being computed
   bool stopping_ = false;
   std::exception_ptr error_;
+  std::int64_t error_sample_ = 0;
   std::vector<std::thread> threads_;
 };
 

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "calib/attention.h"
+#include "calib/linear.h"
 #include "calib/rope.h"
 
 namespace kvcal::calib {
@@ -34,7 +35,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilo
 struct Linear {
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out], or undefined
-  at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+  at::Tensor operator()(const at::Tensor& x) const { return fixed_linear(x, weight, bias); }
 };
 
 /// The tensors of one layer: their shapes, and by them their values.
@@ -131,7 +132,7 @@ class LlamaHead : public fisher::Head {
   LlamaHead(at::Tensor norm, at::Tensor projection, double epsilon)
       : norm_(std::move(norm)), projection_(std::move(projection)), epsilon_(epsilon) {}
   [[nodiscard]] at::Tensor logits(const at::Tensor& hidden) const override {
-    return at::linear(rms_norm(hidden, norm_, epsilon_), projection_).to(at::kFloat);
+    return fixed_linear(rms_norm(hidden, norm_, epsilon_), projection_).to(at::kFloat);
   }
 
  private:
