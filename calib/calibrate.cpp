@@ -6,6 +6,7 @@
 #include <chrono>
 #include <future>
 #include <numeric>
+#include <set>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -169,6 +170,7 @@ void remove_leftover(const CalibrationJob& job) {
 formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Checkpoints found,
                              const ResourceNeed& need, base::Progress& progress, CalibrationReport& report) {
   const RemainingWork left = remaining_work(found, job.with_gradients());
+  TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes);
   Passes passes(job, folder, progress, left, need.lanes, cache_bytes(need));
   const Clock::time_point start = Clock::now();
   passes.forward();
@@ -183,6 +185,7 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
   for (auto& fit : found.fits) {
     if (fit) codebook.layers.push_back(std::move(*fit));
   }
+  TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes - need.beside_tensors_bytes);
   passes.begin_backward();
   FitInBackground fits(job, folder, passes);
   for (int layer = found.layers - 1; layer >= 0; --layer) {
@@ -215,6 +218,7 @@ void warn(CalibrationReport& report, base::Progress& progress, const std::vector
 /// Runs the passes; a checkpoint that turns out damaged is removed, and they go on from what is still there.
 formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, base::Progress& progress,
                                  CalibrationReport& report) {
+  std::set<fs::path> damaged_before;
   for (;;) {
     Checkpoints found = WorkFolder::find(folder.path(), job.identity_json, job.checkpoint_shape());
     warn(report, progress, describe_damage(found, remaining_work(found, job.with_gradients())));
@@ -223,6 +227,12 @@ formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, 
     try {
       return run_passes(job, folder, std::move(found), report.plan.need, progress, report);
     } catch (const DamagedCheckpoint& damage) {
+      if (!damaged_before.insert(damage.file()).second) {
+        throw base::SystemError(
+            base::concat("the checkpoint ", damage.what(),
+                         ", again after it was made anew; is the disk failing? Name a folder "
+                         "on another with --work"));
+      }
       warn(report, progress,
            {base::concat("the checkpoint ", damage.what(), "; it is made again from what is still there")});
       folder.remove(damage);

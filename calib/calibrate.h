@@ -67,6 +67,7 @@ struct ResourceNeed {
   StageNeed largest;                         ///< the stage that needs most
   std::int64_t memory_bytes = 0;             ///< peak resident: the two together, with no activations cached
   std::int64_t memory_limit_bytes = 0;       ///< what the run may use
+  std::int64_t beside_tensors_bytes = 0;     ///< captures and fits of the backward pass
   int lanes = 1;                             ///< samples computed side by side: as many as memory allows
   std::int64_t disk_bytes = 0;               ///< still to be written: work folder and codebook
   std::int64_t disk_free_bytes = 0;          ///< free where the work folder lies

@@ -115,28 +115,30 @@ double thread_seconds(const CalibrationJob& job, const RemainingWork& left, cons
   return seconds;
 }
 
-/// Memory of the stages, one after the other, with so many lanes.
-StageNeed largest_stage(const CalibrationJob& job, const RemainingWork& left, const BlockProbe& probe,
-                        int lanes) {
+/// Sets the memory that so many lanes need: that of the stage that needs most, for one comes after the other.
+void need_memory(const CalibrationJob& job, const RemainingWork& left, const BlockProbe& probe, int lanes,
+                 ResourceNeed& need) {
   const std::int64_t seqlen = job.windows.seqlen;
   const std::int64_t tokens = job.windows.tokens();
   const std::int64_t layer_weights = largest_layer(job).bytes;
+  const std::int64_t rows = std::min(seqlen, fisher::head_rows(job.config.vocab_size));
+  const std::int64_t capture = tokens * kv_channels(job) * 4 * (job.with_gradients() ? 2 : 1);
   const StageNeed forward{"forward", layer_weights, lanes * (probe.forward_bytes.at(seqlen) + kLaneBytes), 0,
                           0};
-  const std::int64_t rows = std::min(seqlen, fisher::head_rows(job.config.vocab_size));
   const StageNeed loss{"loss", weight_sizes(job, job.config.num_layers).bytes,
                        lanes * (rows * job.config.vocab_size * kHeadBytesPerLogit + kLaneBytes), 0, 0};
-  const std::int64_t capture = tokens * kv_channels(job) * 4 * (job.with_gradients() ? 2 : 1);
-  StageNeed backward{"backward", layer_weights, lanes * (probe.backward_bytes.at(seqlen) + kLaneBytes), 0, 0};
-  // One layer is captured while the one before it is fitted.
-  backward.capture_bytes = capture * std::min(2, left.backward_layers());
-  // Thresholds of every token with their zeros and ranges, and the points that the solver gathers.
-  backward.fit_bytes = tokens * job.config.num_kv_heads * 24 + capture / 8 + kSolverBytes;
-  StageNeed largest;
-  if (left.forward_layers() > 0) largest = forward;
-  if (left.head && loss.total() > largest.total()) largest = loss;
-  if (left.backward_layers() > 0 && backward.total() > largest.total()) largest = backward;
-  return largest;
+  // One layer is captured while the one before it is fitted. A fit holds thresholds of every token with their
+  // zeros and ranges, and the points that the solver gathers.
+  const StageNeed backward{"backward", layer_weights, lanes * (probe.backward_bytes.at(seqlen) + kLaneBytes),
+                           capture * std::min(2, left.backward_layers()),
+                           tokens * job.config.num_kv_heads * 24 + capture / 8 + kSolverBytes};
+  need.lanes = lanes;
+  need.largest = {};
+  if (left.forward_layers() > 0) need.largest = forward;
+  if (left.head && loss.total() > need.largest.total()) need.largest = loss;
+  if (left.backward_layers() > 0 && backward.total() > need.largest.total()) need.largest = backward;
+  need.beside_tensors_bytes = backward.capture_bytes + backward.fit_bytes;
+  need.memory_bytes = need.base_bytes + need.largest.total();
 }
 
 // Files still to be written. Those that an earlier run left are on the disk already.
@@ -169,11 +171,9 @@ ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left)
   release_freed_memory();
   need.base_bytes = resident_bytes();
   const auto most = static_cast<int>(std::min<std::int64_t>(job.threads, job.windows.samples));
-  for (need.lanes = std::max(1, most);; --need.lanes) {
-    need.largest = largest_stage(job, left, probe, need.lanes);
-    need.memory_bytes = need.base_bytes + need.largest.total();
-    if (need.lanes == 1 || need.memory_bytes <= need.memory_limit_bytes) break;
-  }
+  need_memory(job, left, probe, std::max(1, most), need);
+  while (need.lanes > 1 && need.memory_bytes > need.memory_limit_bytes)
+    need_memory(job, left, probe, need.lanes - 1, need);
   // Fits and samples share the threads. The last samples may leave some idle, and no two machines, or
   // moments, are the same.
   need.seconds_low = 0.7 * seconds / job.threads;

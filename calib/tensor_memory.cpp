@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <new>
@@ -51,10 +52,16 @@ class Pool {
 
   void release() {
     const std::scoped_lock lock(mutex_);
-    for (auto& [size, blocks] : waiting_) {
-      for (void* block : blocks) ::munmap(block, size + kHeader);
-    }
-    waiting_.clear();
+    release_locked();
+  }
+
+  void set_limit(std::int64_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    limit_ = bytes;
+  }
+  std::int64_t held() {
+    const std::scoped_lock lock(mutex_);
+    return held_;
   }
 
   void begin_count() {
@@ -83,7 +90,22 @@ class Pool {
     return block;
   }
 
-  static void* map_block(std::size_t size) {
+  void release_locked() {
+    for (auto& [size, blocks] : waiting_) {
+      for (void* block : blocks) {
+        ::munmap(block, size + kHeader);
+        held_ -= static_cast<std::int64_t>(size);
+      }
+    }
+    waiting_.clear();
+  }
+
+  void* map_block(std::size_t size) {
+    {
+      const std::scoped_lock lock(mutex_);
+      if (held_ + static_cast<std::int64_t>(size) > limit_) release_locked();
+      held_ += static_cast<std::int64_t>(size);
+    }
     void* block = ::mmap(nullptr, size + kHeader, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (block == MAP_FAILED) throw std::bad_alloc();
     return block;
@@ -111,6 +133,8 @@ class Pool {
 
   std::mutex mutex_;
   std::map<std::size_t, std::vector<void*>> waiting_;
+  std::int64_t held_ = 0;  // bytes of all blocks, in use or waiting
+  std::int64_t limit_ = std::numeric_limits<std::int64_t>::max();
   std::optional<std::map<std::size_t, Uses>> counted_;
 };
 
@@ -147,7 +171,16 @@ TensorMemory::TensorMemory() : previous_(c10::GetCPUAllocator()) {
 
 TensorMemory::~TensorMemory() {
   c10::SetCPUAllocator(static_cast<c10::Allocator*>(previous_), kPriority);
+  set_limit(std::numeric_limits<std::int64_t>::max());
   release();
+}
+
+void TensorMemory::set_limit(std::int64_t bytes) {
+  pool().set_limit(bytes);
+}
+
+std::int64_t TensorMemory::held() {
+  return pool().held();
 }
 
 void TensorMemory::release() {

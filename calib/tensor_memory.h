@@ -24,6 +24,13 @@ class TensorMemory {
   /// Gives the blocks that wait back to the system.
   static void release();
 
+  /// Blocks that wait are given back before tensors and they would together take more than `bytes`: samples
+  /// of many lengths leave many sizes. Without it there is no limit; it ends with this object.
+  static void set_limit(std::int64_t bytes);
+
+  /// Bytes of large tensors and of the blocks that wait.
+  [[nodiscard]] static std::int64_t held();
+
   /// The bytes that all tensors made and freed while `work` runs would hold here, one sample being alone: for
   /// each size as many blocks as were in use at once. Counts the tensors of all threads.
   [[nodiscard]] static std::int64_t count(const std::function<void()>& work);

@@ -24,7 +24,7 @@ KINDS = ("key", "value")
 # Those of which the datatypes are fitted anew.
 FITTED = (0, 3)
 # Of objectives: the run takes gradients in float32.
-OBJECTIVE_TOLERANCE = 1e-6
+OBJECTIVE_TOLERANCE = 5e-6
 
 # The runs, each with what it asks for beside --sinks, --outliers and --bits.
 RUNS = {"plain": (), "head": ("--value-scope", "head"), "unscaled": ("--fisher-scale", "none"),

@@ -47,6 +47,22 @@ TEST(TensorMemory, TensorsMayOutliveItAndChangeThreads) {
   EXPECT_EQ(plain.sum().item<double>(), static_cast<double>(kFloats));
 }
 
+TEST(TensorMemory, BlocksOfManySizesStayWithinALimit) {
+  const TensorMemory memory;
+  constexpr std::int64_t kLimit = 10 * 4 * kFloats;
+  TensorMemory::set_limit(kLimit);
+  for (std::int64_t eighths = 8; eighths <= 64; ++eighths) {
+    const at::Tensor length = at::empty({kFloats / 8 * eighths});
+    EXPECT_LE(TensorMemory::held(), kLimit);
+    EXPECT_GE(TensorMemory::held(), 4 * length.numel());
+  }
+  // What is in use is never refused.
+  const at::Tensor large = at::ones({11 * kFloats});
+  EXPECT_EQ(large.sum().item<double>(), 11.0 * static_cast<double>(kFloats));
+  TensorMemory::release();
+  EXPECT_LE(TensorMemory::held(), 12 * 4 * kFloats);
+}
+
 TEST(TensorMemory, CountsTheMostInUseOfEachSize) {
   const TensorMemory memory;
   const std::int64_t counted = TensorMemory::count([] {
