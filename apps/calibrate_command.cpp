@@ -169,19 +169,13 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   line.add_verbosity(arguments.verbosity);
 }
 
-// The report must not replace what the run reads, nor lie where the run removes its files.
+// The report must not replace the codebook, nor lie where the run removes its files.
 void check_json_place(const std::filesystem::path& json, const calib::CalibrationOptions& options) {
   if (base::lies_in(json, options.out)) throw WrongUsage("--json and --out name the same file; name two");
   const std::filesystem::path work = options.work_folder();
   if (base::lies_in(json, work)) {
     throw WrongUsage(concat("--json ", json.string(), " lies in the work folder ", work.string(),
                             "; name a file elsewhere"));
-  }
-  std::vector<std::filesystem::path> inputs = options.texts;
-  if (!options.tokens.empty()) inputs.push_back(options.tokens);
-  for (const std::filesystem::path& input : inputs) {
-    if (base::lies_in(json, input))
-      throw WrongUsage(concat("--json ", json.string(), " is an input of the run; name another file"));
   }
 }
 
@@ -269,7 +263,11 @@ int run_calibrate(const std::vector<std::string>& arguments) {
   add_machine(line, parsed);
   if (!line.parse(arguments)) return kDone;
   check_arguments(parsed);
-  parsed.json.check();
+  std::vector<std::filesystem::path> inputs = parsed.options.texts;
+  inputs.push_back(parsed.options.tokens);
+  // A folder counts with all that is in it; a name in the cache is none.
+  if (std::filesystem::is_directory(parsed.options.model)) inputs.emplace_back(parsed.options.model);
+  parsed.json.check(inputs);
 
   start_log(parsed.verbosity);
   handle_signals(OnSignal::kAsk);

@@ -73,7 +73,7 @@ int run_diff(const std::vector<std::string>& arguments) {
   line.add_json(json);
   if (!line.parse(arguments)) return kDone;
   require(!left.empty() && !right.empty(), "A or B", "name two codebooks, such as kvcal diff old.h5 new.h5");
-  json.check();
+  json.check({left, right});
 
   const auto differences =
       calib::diff_codebooks(formats::read_codebook(left), formats::read_codebook(right), tolerance);

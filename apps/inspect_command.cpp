@@ -44,7 +44,7 @@ int run_inspect(const std::vector<std::string>& arguments) {
   line.add_json(json);
   if (!line.parse(arguments)) return kDone;
   require(!file.empty(), "FILE", "name the codebook to look at, such as kvcal inspect llama.h5");
-  json.check();
+  json.check({file});
 
   const formats::Codebook codebook = formats::read_codebook(file);
   const formats::LayerCodebook* chosen = layer >= 0 ? &find_layer(codebook, layer, file) : nullptr;

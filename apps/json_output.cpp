@@ -41,9 +41,13 @@ std::string json_text(const Json& value) {
   return value.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-void JsonOutput::check() const {
+void JsonOutput::check(const std::vector<std::filesystem::path>& inputs) const {
   if (!wanted() || to_stdout()) return;
   const std::filesystem::path path(file_);
+  for (const std::filesystem::path& input : inputs) {
+    if (!input.empty() && base::lies_in(path, input))
+      throw base::WrongUsage(concat("--json ", file_, " is an input of the command; name another file"));
+  }
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) {
     throw SystemError(concat("--json ", file_, " is a folder; name a file in it, or - for standard output"));

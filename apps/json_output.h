@@ -1,9 +1,11 @@
 // apps/json_output.h: results to standard output and to --json FILE.
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace kvcal::apps {
 
@@ -28,8 +30,9 @@ class JsonOutput {
   [[nodiscard]] bool to_stdout() const { return file_ == "-"; }
   [[nodiscard]] const std::string& file() const { return file_; }
 
-  /// Throws base::SystemError where write() could not work, so that nobody learns it after hours of work.
-  void check() const;
+  /// Throws base::SystemError where write() could not work, so that nobody learns it after hours of work, and
+  /// base::WrongUsage where it would replace one of the command's inputs.
+  void check(const std::vector<std::filesystem::path>& inputs) const;
   /// Writes the value, a file as a whole or not at all; nothing where no JSON was asked for. Throws
   /// base::SystemError.
   void write(const Json& value) const;

@@ -104,7 +104,7 @@ int run_kmeans(const std::vector<std::string>& arguments) {
   if (!line.parse(arguments)) return kDone;
   require(!options.points.empty(), "--x", "name the .npy file with the points");
   require(options.clusters > 0, "--k", "say how many centroids, such as --k 8");
-  options.json.check();
+  options.json.check({options.points, options.weights});
 
   const auto start = std::chrono::steady_clock::now();
   std::int64_t count = 0;

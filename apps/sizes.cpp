@@ -1,6 +1,5 @@
 #include "apps/sizes.h"
 
-#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -77,8 +76,10 @@ std::int64_t parse_count(std::string_view text, std::string_view option, std::in
 std::int64_t parse_memory(std::string_view text, std::string_view option) {
   const std::int64_t bytes = parse_size(text, option);
   if (bytes >= std::int64_t{1} << 20) return bytes;
-  throw WrongUsage(concat(option, " is ", trimmed(text), ", that is ", format_bytes(bytes), ": did you mean ",
-                          std::max<std::int64_t>(bytes, 1), "GB?"));
+  const std::string_view typed = trimmed(text);
+  const bool bare = bytes > 0 && typed.find_first_not_of("0123456789") == std::string_view::npos;
+  throw WrongUsage(concat(option, " is ", typed, ", that is ", format_bytes(bytes), ": ",
+                          bare ? concat("did you mean ", bytes, "GB?") : "give an amount such as 8GB"));
 }
 
 std::int64_t parse_integer(std::string_view text, std::string_view option) {

@@ -150,13 +150,16 @@ bool lies_in(const std::filesystem::path& path, const std::filesystem::path& fol
 
 FileLock::FileLock(const std::filesystem::path& path, std::string_view content) {
   // Who held the lock may have unlinked the file between our opening and our locking it: try again.
-  for (;;) {
+  constexpr int kTries = 100;
+  for (int tries = 1;; ++tries) {
     descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor_ < 0) throw_system_error("open the lock", path, errno);
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) {
       if (is_file_of(descriptor_, path)) break;
       ::close(descriptor_);
-      continue;
+      descriptor_ = -1;
+      if (tries < kTries) continue;
+      throw SystemError(concat("cannot lock ", path.string(), ": the file changes all the time"));
     }
     const int error_number = errno;
     ::close(descriptor_);

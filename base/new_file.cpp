@@ -45,8 +45,9 @@ NewFile::NewFile(const fs::path& path) : path_(path) {
     if (descriptor_ < 0 && errno == EEXIST) continue;
     if (descriptor_ < 0) throw_system_error("write", path_, errno);
     // A file system without locks has nobody who could remove it either.
-    (void)::flock(descriptor_, LOCK_EX | LOCK_NB);
-    if (is_file_of(descriptor_, temporary_)) return;
+    const bool taken = ::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (!taken && is_file_of(descriptor_, temporary_)) return;
+    ::unlink(temporary_.c_str());
     ::close(descriptor_);
   }
 }
@@ -86,7 +87,7 @@ void NewFile::publish() {
   if (::fsync(descriptor_) != 0) throw_system_error("sync", path_, errno);
   // Renamed while still locked: at no moment does it lie there unlocked under its temporary name.
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error("write", path_, errno);
-  // Some file systems (NFS) report a full disk only here.
+  // Some file systems (NFS) may report only here what fsync() did not.
   const int closed = ::close(descriptor_);
   const int error_number = errno;
   descriptor_ = -1;

@@ -18,6 +18,12 @@ namespace {
 constexpr std::int64_t kFewTokens = 64, kMoreTokens = 128;
 constexpr int kRepeats = 3;
 
+// Some numbers in [-1, 1], without touching the host program's random generator.
+at::Tensor numbers(at::IntArrayRef shape, at::ScalarType dtype) {
+  const at::Tensor tensor = at::empty(shape, at::kFloat);
+  return at::sin(at::arange(tensor.numel(), at::kFloat)).view(shape).to(dtype);
+}
+
 double best_seconds(const std::function<void()>& work) {
   double best = 1e300;
   for (int repeat = 0; repeat < kRepeats; ++repeat) {
@@ -48,7 +54,7 @@ class OneThread {
 void probe_attention(const ModelConfig& config, at::ScalarType dtype, bool with_gradients,
                      BlockProbe& probe) {
   const auto states = [&](int heads) {
-    return at::randn({kAttentionTokens, heads, config.head_dim}).to(dtype).requires_grad_(with_gradients);
+    return numbers({kAttentionTokens, heads, config.head_dim}, dtype).requires_grad_(with_gradients);
   };
   const at::Tensor q = states(config.num_attention_heads);
   const at::Tensor k = states(config.num_kv_heads);
@@ -71,7 +77,7 @@ BlockProbe probe_block(const Model& model, int layer, at::ScalarType dtype, bool
   const OneThread one_thread;
   const std::int64_t hidden = model.config().hidden_size;
   const auto block = model.load_block(layer);
-  const auto random = [&](std::int64_t tokens) { return at::randn({tokens, hidden}).mul_(0.1).to(dtype); };
+  const auto states_of = [&](std::int64_t tokens) { return numbers({tokens, hidden}, dtype); };
   const auto forward = [&](const at::Tensor& input) {
     const at::NoGradGuard no_graph;
     (void)block->forward(input, nullptr);
@@ -91,17 +97,20 @@ BlockProbe probe_block(const Model& model, int layer, at::ScalarType dtype, bool
   std::int64_t forward_bytes[2], backward_bytes[2];
   const std::int64_t tokens[2] = {kFewTokens, kMoreTokens};
   for (int i = 0; i < 2; ++i) {
-    forward(random(tokens[i]));  // tables and libraries' own state are made once
-    forward_bytes[i] = TensorMemory::count([&] { forward(random(tokens[i])); });
-    backward_bytes[i] = TensorMemory::count([&] { backward(random(tokens[i]), random(tokens[i])); });
+    forward(states_of(tokens[i]));  // tables and libraries' own state are made once
+    forward_bytes[i] = TensorMemory::count([&] { forward(states_of(tokens[i])); });
+    backward_bytes[i] = TensorMemory::count([&] { backward(states_of(tokens[i]), states_of(tokens[i])); });
   }
   probe.forward_bytes = line_through(forward_bytes[0], forward_bytes[1]);
   probe.backward_bytes = line_through(backward_bytes[0], backward_bytes[1]);
-  const at::Tensor input = random(kMoreTokens);
-  const at::Tensor gradient = random(kMoreTokens);
+  const at::Tensor input = states_of(kMoreTokens);
+  const at::Tensor gradient = states_of(kMoreTokens);
   probe.forward_seconds_per_token = best_seconds([&] { forward(input); }) / kMoreTokens;
   probe.backward_seconds_per_token = best_seconds([&] { backward(input, gradient); }) / kMoreTokens;
   probe_attention(model.config(), dtype, with_gradients, probe);
+  constexpr std::int64_t kSize = 512;
+  const at::Tensor square = numbers({kSize, kSize}, dtype);
+  probe.product_rate = 2.0 * kSize * kSize * kSize / best_seconds([&] { (void)at::matmul(square, square); });
   return probe;
 }
 

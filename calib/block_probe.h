@@ -25,6 +25,7 @@ struct BlockProbe {
   double backward_seconds_per_token = 0;
   double attention_forward_seconds = 0;   ///< of kAttentionTokens, beyond what the tokens themselves take;
   double attention_backward_seconds = 0;  ///< grows with the square
+  double product_rate = 0;  ///< floating-point operations a second in a product of the compute type
 };
 inline constexpr std::int64_t kAttentionTokens = 512;
 

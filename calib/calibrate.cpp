@@ -161,8 +161,8 @@ void remove_leftover(const CalibrationJob& job) {
   if (job.options.dry_run || !fs::is_directory(job.options.work)) return;
   try {
     WorkFolder(job.options.work, job.identity_json).finish();
-  } catch (const base::Error&) {
-    // Another run's, which is none of ours.
+  } catch (const std::exception&) {
+    // Another run's, or out of reach: none of ours.
   }
 }
 
@@ -218,33 +218,58 @@ void warn(CalibrationReport& report, base::Progress& progress, const std::vector
 /// Runs the passes; a checkpoint that turns out damaged is removed, and they go on from what is still there.
 formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, base::Progress& progress,
                                  CalibrationReport& report) {
+  std::vector<DamagedCheckpoint> known;
   std::set<fs::path> damaged_before;
+  ResourceNeed need = report.plan.need;
   for (;;) {
-    Checkpoints found = WorkFolder::find(folder.path(), job.identity_json, job.checkpoint_shape());
-    warn(report, progress, describe_damage(found, remaining_work(found, job.with_gradients())));
+    Checkpoints found = WorkFolder::find(folder.path(), job.identity_json, job.checkpoint_shape(), known);
+    const RemainingWork left = remaining_work(found, job.with_gradients());
+    warn(report, progress, describe_damage(found, left));
+    if (!known.empty()) {
+      // Another work than was planned.
+      need = estimate_need(job, left);
+      check_need(need, job);
+    }
     for (const DamagedCheckpoint& damage : found.damaged) folder.remove(damage);
-    found.damaged.clear();
+    known.clear();
     try {
-      return run_passes(job, folder, std::move(found), report.plan.need, progress, report);
+      return run_passes(job, folder, std::move(found), need, progress, report);
     } catch (const DamagedCheckpoint& damage) {
       if (!damaged_before.insert(damage.file()).second) {
-        throw base::SystemError(
-            base::concat("the checkpoint ", damage.what(),
-                         ", again after it was made anew; is the disk failing? Name a folder "
-                         "on another with --work"));
+        throw base::SystemError(base::concat(
+            "the checkpoint ", damage.what(),
+            ", again after it was made anew; is the disk failing? Name a folder on another with --work"));
       }
-      warn(report, progress,
-           {base::concat("the checkpoint ", damage.what(), "; it is made again from what is still there")});
-      folder.remove(damage);
+      known.push_back(damage);
     }
   }
 }
 
-}  // namespace
+// Of a run that is done: nothing is left.
+Checkpoints all_done(const formats::Codebook& codebook, int layers) {
+  Checkpoints found(layers);
+  for (const formats::LayerCodebook& layer : codebook.layers)
+    found.fits.at(static_cast<std::size_t>(layer.index)) = layer;
+  found.losses.emplace();
+  return found;
+}
 
-CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
-                            PlanListener* listener) {
+/// Gives the host program its number of libtorch's threads back.
+class HostThreads {
+ public:
+  HostThreads() : threads_(at::get_num_threads()) {}
+  ~HostThreads() { at::set_num_threads(threads_); }
+  HostThreads(const HostThreads&) = delete;
+  HostThreads& operator=(const HostThreads&) = delete;
+
+ private:
+  int threads_;
+};
+
+CalibrationReport run_calibration(const CalibrationOptions& options, base::Progress& progress,
+                                  PlanListener* listener) {
   const Clock::time_point start = Clock::now();
+  const HostThreads host_threads;
   const TensorMemory memory;
   CalibrationJob job = prepare_calibration(options, progress);
   check_places(job);
@@ -254,7 +279,7 @@ CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& p
   const CheckpointShape shape = job.checkpoint_shape();
   progress.check_interrupted();
   if (report.already_done) {
-    report.plan = make_plan(job, Checkpoints(shape.layers));
+    report.plan = make_plan(job, all_done(report.codebook, shape.layers));
     remove_leftover(job);
     return report;
   }
@@ -278,6 +303,18 @@ CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& p
   folder.finish();
   report.seconds = seconds_since(start);
   return report;
+}
+
+}  // namespace
+
+CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
+                            PlanListener* listener) {
+  try {
+    return run_calibration(options, progress, listener);
+  } catch (const fs::filesystem_error& error) {
+    throw base::SystemError(
+        base::concat("cannot look at ", error.path1().string(), ": ", error.code().message()));
+  }
 }
 
 }  // namespace kvcal::calib

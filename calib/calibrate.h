@@ -106,7 +106,9 @@ class PlanListener {
 
 /// Runs it all: plan, passes, fits, file. With dry_run only the plan: nothing is written. Throws
 /// base::WrongUsage, base::InvalidInput, base::SystemError (not enough memory or disk, before any work; a
-/// full disk), base::Interrupted. After any of them the same command goes on from the work folder.
+/// full disk), base::Interrupted. After any of them the same command goes on from the work folder. One at a
+/// time in a process: while it runs, libtorch's CPU tensors come from an allocator of its own; at the end the
+/// number of libtorch's threads is what it was.
 CalibrationReport calibrate(const CalibrationOptions& options, base::Progress& progress,
                             PlanListener* listener = nullptr);
 

@@ -1,10 +1,8 @@
 // The memory and time model of docs/memory.md: what a calibration takes, from the checkpoint's headers, the
 // options, and a few tokens run through one block.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -67,21 +65,6 @@ WeightSizes largest_layer(const CalibrationJob& job) {
   return largest;
 }
 
-// Floating-point operations a second of one thread in a product of the compute type, measured in a few
-// milliseconds.
-double product_rate(at::ScalarType dtype) {
-  constexpr std::int64_t kSize = 512;
-  const at::Tensor a = at::ones({kSize, kSize}, dtype);
-  double best = 0;
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    const at::Tensor product = at::matmul(a, a);
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    best = std::max(best, 2.0 * kSize * kSize * kSize / std::max(elapsed.count(), 1e-6));
-  }
-  return best;
-}
-
 std::int64_t kv_channels(const CalibrationJob& job) {
   std::int64_t most = 0;
   for (int layer = 0; layer < job.config.num_layers; ++layer) {
@@ -105,7 +88,7 @@ double thread_seconds(const CalibrationJob& job, const RemainingWork& left, cons
     const int products = left.gradient.back() ? 2 : 1;
     const double parameters =
         static_cast<double>(job.config.vocab_size) * static_cast<double>(job.config.hidden_size);
-    seconds += products * 2 * tokens * parameters / product_rate(job.weights->dtype()) +
+    seconds += products * 2 * tokens * parameters / probe.product_rate +
                tokens * static_cast<double>(job.config.vocab_size) * kHeadSecondsPerLogit;
   }
   const auto fits = static_cast<double>(std::count(left.fit.begin(), left.fit.end(), true));
@@ -123,13 +106,22 @@ void need_memory(const CalibrationJob& job, const RemainingWork& left, const Blo
   const std::int64_t layer_weights = largest_layer(job).bytes;
   const std::int64_t rows = std::min(seqlen, fisher::head_rows(job.config.vocab_size));
   const std::int64_t capture = tokens * kv_channels(job) * 4 * (job.with_gradients() ? 2 : 1);
-  const StageNeed forward{"forward", layer_weights, lanes * (probe.forward_bytes.at(seqlen) + kLaneBytes), 0,
-                          0};
+  const auto element = static_cast<std::int64_t>(at::elementSize(job.weights->dtype()));
+  // Attention with a window works in blocks, which the few tokens of the probe do not fill: their outputs,
+  // and all of them together, forwards and backwards.
+  const std::int64_t query = std::int64_t{job.config.num_attention_heads} * job.config.head_dim;
+  const bool windowed = job.config.sliding_window > 0 && job.config.sliding_window < seqlen;
+  const std::int64_t window_bytes = windowed ? 4 * seqlen * query * element : 0;
+  const StageNeed forward{"forward", layer_weights,
+                          lanes * (probe.forward_bytes.at(seqlen) + window_bytes + kLaneBytes), 0, 0};
+  // A hidden state in, its gradient out.
+  const std::int64_t ends = 2 * seqlen * job.config.hidden_size * element;
   const StageNeed loss{"loss", weight_sizes(job, job.config.num_layers).bytes,
-                       lanes * (rows * job.config.vocab_size * kHeadBytesPerLogit + kLaneBytes), 0, 0};
+                       lanes * (rows * job.config.vocab_size * kHeadBytesPerLogit + ends + kLaneBytes), 0, 0};
   // One layer is captured while the one before it is fitted. A fit holds thresholds of every token with their
   // zeros and ranges, and the points that the solver gathers.
-  const StageNeed backward{"backward", layer_weights, lanes * (probe.backward_bytes.at(seqlen) + kLaneBytes),
+  const StageNeed backward{"backward", layer_weights,
+                           lanes * (probe.backward_bytes.at(seqlen) + window_bytes + kLaneBytes),
                            capture * std::min(2, left.backward_layers()),
                            tokens * job.config.num_kv_heads * 24 + capture / 8 + kSolverBytes};
   need.lanes = lanes;
@@ -163,6 +155,11 @@ ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left)
   need.disk_bytes = disk_need(job, left);
   need.disk_free_bytes = free_disk_bytes(job.options.work);
   if (left.text() == "nothing") return need;
+  need.base_bytes = resident_bytes();
+  need.largest = {"forward", largest_layer(job).bytes, 0, 0, 0};
+  need.memory_bytes = need.base_bytes + need.largest.total();
+  // One layer's weights alone are too much: no trial, either.
+  if (need.memory_bytes > need.memory_limit_bytes) return need;
 
   const BlockProbe probe = probe_block(*job.model, 0, job.weights->dtype(), job.with_gradients());
   const double seconds = thread_seconds(job, left, probe);

@@ -10,11 +10,20 @@ SampleLanes::SampleLanes(int lanes, int threads) {
   const int threads_each = std::max(1, threads / lanes);
   // What other threads, and those that libtorch makes itself, begin with.
   at::set_num_threads(threads_each);
-  for (int lane = 0; lane < lanes; ++lane)
-    threads_.emplace_back([this, threads_each] { work(threads_each); });
+  try {
+    for (int lane = 0; lane < lanes; ++lane)
+      threads_.emplace_back([this, threads_each] { work(threads_each); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
 SampleLanes::~SampleLanes() {
+  stop();
+}
+
+void SampleLanes::stop() {
   {
     const std::scoped_lock lock(mutex_);
     stopping_ = true;

@@ -32,6 +32,7 @@ class SampleLanes {
 
  private:
   void work(int threads);
+  void stop();
   void take_samples(std::unique_lock<std::mutex>& lock);
 
   std::mutex mutex_;

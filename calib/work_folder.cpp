@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/new_file.h"
 #include "formats/json_depth.h"
@@ -59,43 +60,61 @@ std::string text_of(const fs::path& file) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+// Whether a file named lock is one of ours, and not a user's.
+bool is_our_lock(const fs::path& file) {
+  const std::string text = text_of(file);
+  return text.empty() || text == kFolderMade || text == kFolderFound;
+}
+
 // Throws where the folder belongs to another run, or to something else altogether.
 void check_identity(const fs::path& path, const std::string& identity_json) {
   if (!fs::exists(run_file(path))) {
     for (const auto& item : fs::directory_iterator(path)) {
       const std::string name = item.path().filename().string();
       // Killed between making the folder and naming the run.
-      if (name == "lock" || base::name_of_unfinished(name) == "run.json") continue;
+      if ((name == "lock" && is_our_lock(item.path())) || base::name_of_unfinished(name) == "run.json")
+        continue;
       throw base::InvalidInput(
           base::concat(path.string(), " holds ", name,
                        ", which is not of a kvcal run; name an empty or new folder with --work"));
     }
     return;
   }
-  const std::string difference = identity_difference(text_of(run_file(path)), identity_json);
+  const std::string identity = text_of(run_file(path));
+  formats::check_json_depth(identity, run_file(path).string());
+  if (!json::accept(identity)) {
+    throw base::InvalidInput(
+        base::concat(run_file(path).string(),
+                     ": damaged, so that nobody knows which run the checkpoints beside it are "
+                     "of; remove the folder to start anew, or name another with --work"));
+  }
+  const std::string difference = identity_difference(identity, identity_json);
   if (difference.empty()) return;
   throw base::InvalidInput(base::concat("the work folder ", path.string(),
                                         " belongs to another run: ", difference,
                                         " differ; remove it to start anew, or name another with --work"));
 }
 
+// Of the numbers, in whatever digits they are written.
+std::string checksum_of(const std::vector<double>& losses) {
+  return base::concat(base::checksum(std::as_bytes(std::span(losses))));
+}
+
 std::vector<double> parse_losses(const fs::path& file, std::int64_t samples) {
   const std::string text = text_of(file);
   try {
     formats::check_json_depth(text, file.string());
+    const json content = json::parse(text);
+    auto losses = content.at("losses").get<std::vector<double>>();
+    const bool whole = static_cast<std::int64_t>(losses.size()) == samples &&
+                       std::ranges::all_of(losses, [](double loss) { return std::isfinite(loss); });
+    if (whole && content.at("checksum") == checksum_of(losses)) return losses;
   } catch (const base::InvalidInput&) {
-    throw DamagedCheckpoint(file, "not a list of losses");
+    // Damaged: below.
+  } catch (const json::exception&) {
+    // Damaged: below.
   }
-  const json content = json::parse(text, nullptr, false);
-  if (!content.is_array() || static_cast<std::int64_t>(content.size()) != samples)
-    throw DamagedCheckpoint(file, base::concat("not a list of ", samples, " losses"));
-  std::vector<double> losses;
-  for (const json& loss : content) {
-    if (!loss.is_number() || !std::isfinite(loss.get<double>()))
-      throw DamagedCheckpoint(file, base::concat(loss.dump(), " is not a loss"));
-    losses.push_back(loss.get<double>());
-  }
-  return losses;
+  throw DamagedCheckpoint(file, base::concat("not the ", samples, " losses that were written"));
 }
 
 formats::LayerCodebook parse_layer(const fs::path& file, int layer) {
@@ -111,8 +130,18 @@ formats::LayerCodebook parse_layer(const fs::path& file, int layer) {
   throw DamagedCheckpoint(file, "holds other layers");
 }
 
+// Notes a file that is known to be damaged. Returns whether it is one.
+bool note_known(const fs::path& file, const std::vector<DamagedCheckpoint>& known, Checkpoints& found) {
+  const auto damage = std::ranges::find(known, file, &DamagedCheckpoint::file);
+  if (damage == known.end()) return false;
+  found.damaged.push_back(*damage);
+  return true;
+}
+
 // Only by its size: what is in it is checked when it is read.
-bool activation_is_there(const fs::path& file, const CheckpointShape& shape, Checkpoints& found) {
+bool activation_is_there(const fs::path& file, const CheckpointShape& shape,
+                         const std::vector<DamagedCheckpoint>& known, Checkpoints& found) {
+  if (note_known(file, known, found)) return false;
   std::error_code error;
   const std::uintmax_t size = fs::file_size(file, error);
   if (error == std::errc::no_such_file_or_directory) return false;
@@ -156,7 +185,7 @@ std::string identity_difference(const std::string& left_json, const std::string&
 }
 
 Checkpoints WorkFolder::find(const fs::path& path, const std::string& identity_json,
-                             const CheckpointShape& shape) {
+                             const CheckpointShape& shape, const std::vector<DamagedCheckpoint>& known) {
   Checkpoints found(shape.layers);
   if (!fs::is_directory(path)) return found;
   check_identity(path, identity_json);
@@ -172,8 +201,9 @@ Checkpoints WorkFolder::find(const fs::path& path, const std::string& identity_j
   };
   for (int layer = 0; layer <= shape.layers; ++layer) {
     const auto index = static_cast<std::size_t>(layer);
-    found.hidden[index] = activation_is_there(path / numbered("hidden_%04d.bin", layer), shape, found);
-    found.gradient[index] = activation_is_there(path / numbered("gradient_%04d.bin", layer), shape, found);
+    found.hidden[index] = activation_is_there(path / numbered("hidden_%04d.bin", layer), shape, known, found);
+    found.gradient[index] =
+        activation_is_there(path / numbered("gradient_%04d.bin", layer), shape, known, found);
     if (layer == shape.layers) break;
     const fs::path file = layer_file(path, layer);
     take(file, found.fits[index], [&] { return parse_layer(file, layer); });
@@ -196,6 +226,7 @@ WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) :
     if (made) fs::remove(path_, error);
     throw;
   }
+  made_ = text_of(path_ / "lock") == kFolderMade;
   // Again, for another run may have used it between the two.
   check_identity(path_, identity_json);
   std::set<std::string> unfinished;
@@ -216,7 +247,8 @@ fs::path WorkFolder::gradient_file(int layer) const {
 }
 
 void WorkFolder::save_losses(const std::vector<double>& losses) const {
-  base::write_file_atomically(losses_file(path_), json(losses).dump());
+  const json content = {{"losses", losses}, {"checksum", checksum_of(losses)}};
+  base::write_file_atomically(losses_file(path_), content.dump());
 }
 
 void WorkFolder::save_layer(const formats::Codebook& frame, const formats::LayerCodebook& layer) const {
@@ -233,7 +265,6 @@ void WorkFolder::remove(const DamagedCheckpoint& damage) const {
 
 void WorkFolder::finish() {
   const fs::path lock = path_ / "lock";
-  const bool made = text_of(lock) == kFolderMade;
   std::vector<fs::path> ours;
   std::error_code ignored;
   for (const auto& item : fs::directory_iterator(path_, ignored)) {
@@ -244,7 +275,7 @@ void WorkFolder::finish() {
   std::ranges::sort(ours, {}, [](const fs::path& file) { return file.filename() == "run.json"; });
   for (const fs::path& file : ours) fs::remove(file, ignored);
   fs::remove(lock, ignored);
-  if (made) fs::remove(path_, ignored);  // fails where anything else is in it
+  if (made_) fs::remove(path_, ignored);  // fails where anything else is in it
   lock_.reset();
 }
 

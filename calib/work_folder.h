@@ -40,25 +40,29 @@ class WorkFolder {
   /// What a run would go on from; writes nothing, and the folder need not exist. Files that are not what was
   /// written are listed as damaged. Throws as the constructor does; SystemError, too, where a file cannot be
   /// read, which says nothing about what it holds.
+  /// known: files that turned out damaged when they were read.
   [[nodiscard]] static Checkpoints find(const std::filesystem::path& path, const std::string& identity_json,
-                                        const CheckpointShape& shape);
+                                        const CheckpointShape& shape,
+                                        const std::vector<DamagedCheckpoint>& known = {});
 
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   [[nodiscard]] std::filesystem::path hidden_file(int layer) const;
   [[nodiscard]] std::filesystem::path gradient_file(int layer) const;
 
+  /// Throw SystemError (a full disk). frame: the codebook's provenance, without layers.
   void save_losses(const std::vector<double>& losses) const;
-  /// frame: the codebook's provenance, without layers.
   void save_layer(const formats::Codebook& frame, const formats::LayerCodebook& layer) const;
 
   /// Removes a damaged file. Throws SystemError where that fails.
   void remove(const DamagedCheckpoint& damage) const;
   /// Removes the run's files, and the folder where kvcal made it and nothing else is in it: the run is done.
+  /// What cannot be removed stays; that is no error.
   void finish();
 
  private:
   std::filesystem::path path_;
   std::unique_ptr<base::FileLock> lock_;
+  bool made_ = false;  // by kvcal, this run or the one it goes on from
 };
 
 /// What differs between two identities (JSON objects of strings): their keys, comma-separated; empty where

@@ -23,8 +23,7 @@ struct HeadLoss {
                                  std::int64_t rows_at_once);
 
 /// How many positions to take at a time: as many as keep the logits of a vocabulary, in float32, within 24
-/// MiB, which an allocator can use again and again; 64 to 512. The same on every machine, so that results
-/// are.
+/// MiB; 64 to 512. The same on every machine, so that results are.
 [[nodiscard]] constexpr std::int64_t head_rows(std::int64_t vocab_size) {
   constexpr std::int64_t kLogitBytes = std::int64_t{24} << 20;
   const std::int64_t rows = kLogitBytes / (4 * vocab_size);

@@ -10,6 +10,7 @@
 #include "formats/internal/codebook_rules.h"
 #include "formats/internal/hdf5_tree.h"
 #include "formats/internal/json.h"
+#include "formats/json_depth.h"
 
 namespace kvcal::formats {
 namespace {
@@ -121,6 +122,13 @@ class Decoder {
     return static_cast<std::int64_t>(bits);
   }
 
+  /// Text that others will parse as JSON.
+  std::string json_text(const std::string& object, std::string_view name) const {
+    std::string value = text(object, name);
+    check_json_depth(value, concat(file_, ": ", attribute_key(object, name)));
+    return value;
+  }
+
   int small(const std::string& object, std::string_view name) const {
     const std::int64_t value = integer(object, name);
     if (!std::in_range<int>(value)) fail(attribute_key(object, name), concat(value, " is out of range"));
@@ -162,7 +170,7 @@ class Decoder {
     model.num_attention_heads = small("/model", "num_attention_heads");
     model.num_kv_heads = small("/model", "num_kv_heads");
     model.head_dim = small("/model", "head_dim");
-    model.rope_json = text("/model", "rope");
+    model.rope_json = json_text("/model", "rope");
   }
 
   void decode_calibration(CalibrationInfo& calibration) const {
@@ -170,7 +178,7 @@ class Decoder {
     group(path);
     if (tree_.values.contains(attribute_key(path, "revision")))
       calibration.revision = small(path, "revision");
-    calibration.options_json = text(path, "options");
+    calibration.options_json = json_text(path, "options");
     calibration.texts = decode_texts(text(path, "texts"));
     calibration.tokens_sha256 = text(path, "tokens_sha256");
     calibration.samples = integer(path, "samples");
@@ -210,7 +218,7 @@ class Decoder {
     layer.kv_heads = small(path, "kv_heads");
     layer.key_dim = small(path, "key_dim");
     layer.value_dim = small(path, "value_dim");
-    layer.rope_json = text(path, "rope");
+    layer.rope_json = json_text(path, "rope");
     layer.window = integer(path, "window");
     layer.key = decode_tensor(path + "/key", true);
     layer.value = decode_tensor(path + "/value", false);

@@ -95,13 +95,36 @@ TEST_F(WorkFolderTest, DamagedLossesAreFoundAndNamed) {
   const CheckpointShape shape{1, 2, 100};
   folder.save_losses({1, 2});
   EXPECT_TRUE(WorkFolder::find(path_, "{}", shape).losses.has_value());
-  for (const char* text : {"", "[1]", "[1, null]", "[1, 1e999]", "{}", "[1, 2", "nonsense"}) {
+  const std::string whole = base::read_text_file(path_ / "head.json");
+  std::string digit = whole;
+  digit[digit.find("2.0")] = '3';
+  for (const std::string& text :
+       {std::string(), std::string("[1]"), std::string("{}"), std::string("nonsense"),
+        std::string(200000, '['), digit, whole.substr(0, whole.size() - 1)}) {
     std::ofstream(path_ / "head.json") << text;
     const Checkpoints found = WorkFolder::find(path_, "{}", shape);
     EXPECT_FALSE(found.losses.has_value()) << text;
     ASSERT_EQ(found.damaged.size(), 1U) << text;
     EXPECT_EQ(found.damaged[0].file(), path_ / "head.json");
     EXPECT_TRUE(fs::exists(path_ / "head.json"));  // only looked at
+  }
+}
+
+TEST_F(WorkFolderTest, AUsersFileOfTheLocksNameIsNotTakenForOne) {
+  fs::create_directories(path_);
+  std::ofstream(path_ / "lock") << "the key is under the mat";
+  EXPECT_THROW(WorkFolder(path_, "{}"), base::InvalidInput);
+  EXPECT_EQ(base::read_text_file(path_ / "lock"), "the key is under the mat");
+}
+
+TEST_F(WorkFolderTest, ADamagedRunFileIsNotTakenForAnotherRuns) {
+  { const WorkFolder first(path_, R"({"tokens": "a"})"); }
+  std::ofstream(path_ / "run.json") << R"({"tokens": "a")";
+  try {
+    const WorkFolder again(path_, R"({"tokens": "a"})");
+    FAIL();
+  } catch (const base::InvalidInput& error) {
+    EXPECT_NE(std::string(error.what()).find("run.json: damaged"), std::string::npos) << error.what();
   }
 }
 
