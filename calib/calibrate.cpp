@@ -1,8 +1,10 @@
 #include "calib/calibrate.h"
 
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <future>
 #include <numeric>
@@ -125,7 +127,10 @@ void check_writable(const fs::path& out, bool dry_run) {
     throw base::SystemError(base::concat("cannot write ", out.string(), ": the folder ", folder.string(),
                                          " does not exist; make it first"));
   }
-  if (dry_run) return;
+  if (dry_run) {
+    if (::access(folder.c_str(), W_OK | X_OK) != 0) base::throw_system_error("write into", folder, errno);
+    return;
+  }
   base::remove_unfinished(folder, out.filename().string());
   try {
     const base::NewFile probe(out);

@@ -173,7 +173,7 @@ ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left)
     need_memory(job, left, probe, need.lanes - 1, need);
   // Fits and samples share the threads. The last samples may leave some idle, and no two machines, or
   // moments, are the same.
-  need.seconds_low = 0.7 * seconds / job.threads;
+  need.seconds_low = 0.6 * seconds / job.threads;
   need.seconds_high = 1.5 * seconds / need.lanes + 2;
   return need;
 }
