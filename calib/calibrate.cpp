@@ -35,14 +35,17 @@ class FitInBackground {
   FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes)
       : job_(job), folder_(folder), passes_(passes) {}
 
-  /// Waits for the fit before, then starts this one.
-  void start(LayerCapture capture) {
+  /// Waits for the fit before, then starts this one. The samples of the next layer need all threads, so it
+  /// takes half of them: more would only take turns with those, and wait for each other. `last`: no layer
+  /// follows.
+  void start(LayerCapture capture, bool last) {
     wait();
     layer_ = capture.layer;
-    result_ = std::async(std::launch::async, [this, capture = std::move(capture)] {
+    FitOptions options = job_.fit_options();
+    if (!last) options.threads = std::max(1, job_.threads / 2);
+    result_ = std::async(std::launch::async, [this, options, capture = std::move(capture)] {
       const Clock::time_point begin = Clock::now();
-      formats::LayerCodebook fit =
-          fit_layer(capture, job_.model->geometry(capture.layer), job_.fit_options());
+      formats::LayerCodebook fit = fit_layer(capture, job_.model->geometry(capture.layer), options);
       folder_.save_layer(job_.frame, fit);
       return std::pair{std::move(fit), seconds_since(begin)};
     });
@@ -196,7 +199,7 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
   for (int layer = found.layers - 1; layer >= 0; --layer) {
     if (!left.visits(layer)) continue;
     if (auto capture = passes.backward_layer(layer)) {
-      fits.start(std::move(*capture));
+      fits.start(std::move(*capture), layer == 0);
     } else {
       passes.layer_done(layer);
     }
