@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "calib/blocked_attention.h"
+
 namespace kvcal::calib {
 namespace {
 
@@ -37,6 +39,7 @@ at::Tensor window_mask(std::int64_t first, std::int64_t begin, std::int64_t end,
 
 at::Tensor causal_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                             std::int64_t window) {
+  if (blocked_attention_serves(queries, values)) return blocked_attention(queries, keys, values, window);
   const std::int64_t tokens = queries.size(0);
   const std::int64_t heads = queries.size(1);
   const at::Tensor q = queries.transpose(0, 1).unsqueeze(0);

@@ -1,4 +1,4 @@
-// calib/attention.h: causal attention of one sample through libtorch's fused kernel.
+// calib/attention.h: causal attention of one sample, by the fastest kernel for it: ours or libtorch's.
 #pragma once
 
 #include <ATen/core/Tensor.h>
