@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
@@ -148,9 +150,28 @@ bool lies_in(const std::filesystem::path& path, const std::filesystem::path& fol
   return end == outer.end();
 }
 
+namespace {
+
+[[noreturn]] void throw_in_use(const std::filesystem::path& lock) {
+  throw SystemError(concat(lock.parent_path().string(),
+                           " is in use by another run; wait for it to end, or choose another folder"));
+}
+
+}  // namespace
+
+void FileLock::check_free(const std::filesystem::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  const bool held = ::flock(descriptor, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  ::close(descriptor);
+  if (held) throw_in_use(path);
+}
+
 FileLock::FileLock(const std::filesystem::path& path, std::string_view content) {
-  // Who held the lock may have unlinked the file between our opening and our locking it: try again.
+  // Who held the lock may have unlinked the file between our opening and our locking it, and who only looks
+  // whether it is free (check_free) holds it for a moment: try again.
   constexpr int kTries = 100;
+  constexpr int kTriesWhileHeld = 5;
   for (int tries = 1;; ++tries) {
     descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor_ < 0) throw_system_error("open the lock", path, errno);
@@ -165,8 +186,8 @@ FileLock::FileLock(const std::filesystem::path& path, std::string_view content) 
     ::close(descriptor_);
     descriptor_ = -1;
     if (error_number != EWOULDBLOCK) throw_system_error("lock", path, error_number);
-    throw SystemError(concat(path.parent_path().string(),
-                             " is in use by another run; wait for it to end, or choose another folder"));
+    if (tries >= kTriesWhileHeld) throw_in_use(path);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   struct stat status {};
   if (::fstat(descriptor_, &status) == 0 && status.st_size == 0 && !content.empty() &&

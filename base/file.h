@@ -64,6 +64,8 @@ class FileLock {
   /// Throws SystemError where another process holds it, saying so. A file that had to be made is given
   /// `content`.
   explicit FileLock(const std::filesystem::path& path, std::string_view content = {});
+  /// Throws as the constructor does where another process holds the lock. Makes nothing and keeps nothing.
+  static void check_free(const std::filesystem::path& path);
   ~FileLock();
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;

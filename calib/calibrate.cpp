@@ -291,6 +291,7 @@ CalibrationReport run_calibration(const CalibrationOptions& options, base::Progr
     remove_leftover(job);
     return report;
   }
+  WorkFolder::check_free(job.options.work);
   report.plan = make_plan(job, WorkFolder::find(job.options.work, job.identity_json, shape));
   check_writable(job.options.out, job.options.dry_run);
   if (listener != nullptr) listener->on_plan(report.plan);

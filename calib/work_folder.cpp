@@ -184,6 +184,10 @@ std::string identity_difference(const std::string& left_json, const std::string&
   return names;
 }
 
+void WorkFolder::check_free(const fs::path& path) {
+  base::FileLock::check_free(path / "lock");
+}
+
 Checkpoints WorkFolder::find(const fs::path& path, const std::string& identity_json,
                              const CheckpointShape& shape, const std::vector<DamagedCheckpoint>& known) {
   Checkpoints found(shape.layers);

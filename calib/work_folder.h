@@ -37,6 +37,9 @@ class WorkFolder {
   /// differs, or holds files without being a kvcal run's. identity_json: an object of strings.
   WorkFolder(const std::filesystem::path& path, const std::string& identity_json);
 
+  /// Throws SystemError where another run holds the folder, which need not exist.
+  static void check_free(const std::filesystem::path& path);
+
   /// What a run would go on from; writes nothing, and the folder need not exist. Files that are not what was
   /// written are listed as damaged. Throws as the constructor does; SystemError, too, where a file cannot be
   /// read, which says nothing about what it holds.

@@ -136,6 +136,18 @@ def test_a_folder_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path):
     assert [path.name for path in work.iterdir()] == ["one.jpg"]
 
 
+def test_a_folder_that_another_run_holds_is_left_alone(tmp_path):
+    tokens, out = tokens_file(tmp_path), tmp_path / "out.h5"
+    work = tmp_path / "out.h5.work"
+    work.mkdir()
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for more in ((), ("--dry-run",)):
+            expect_error(run(BUNDLED, tokens, out, *more), 1, str(work), "another run", "choose another folder")
+    assert [path.name for path in work.iterdir()] == ["lock"]
+    assert run(BUNDLED, tokens, out).returncode == 0
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path):
     tokens, out = tokens_file(tmp_path), tmp_path / "out.h5"
     unfinished = {name: tmp_path / f".{name}.h5.0123456789abcdef.tmp" for name in ("out", "living", "other")}
