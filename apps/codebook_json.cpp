@@ -1,6 +1,7 @@
 // The JSON half of codebook_view.h.
 #include <cmath>
 #include <numeric>
+#include <string>
 
 #include "apps/codebook_view.h"
 
@@ -35,7 +36,8 @@ Json datatype_json(const formats::Datatype& datatype, bool arrays) {
   return result;
 }
 
-Json tensor_json(const formats::TensorCodebook& tensor, bool arrays) {
+// described: with the sizes that the layer does not give.
+Json tensor_json(const formats::TensorCodebook& tensor, bool described, bool arrays) {
   const double fisher = std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
   Json sets = Json::array();
   for (const formats::OutlierSet& set : tensor.outliers) {
@@ -43,17 +45,22 @@ Json tensor_json(const formats::TensorCodebook& tensor, bool arrays) {
     for (const formats::Datatype& datatype : set.datatypes)
       datatypes.push_back(datatype_json(datatype, arrays));
     Json one = {{"fraction", set.fraction}, {"datatypes", std::move(datatypes)}};
-    if (arrays && !set.lower.empty()) {
+    if (arrays && tensor.tensor.thresholds == formats::ThresholdScope::channel) {
       one["lower"] = array_json(set.lower);
       one["upper"] = array_json(set.upper);
     }
     sets.push_back(std::move(one));
   }
-  Json result = {{"fisher_sum", number_json(fisher)},
-                 {"halves",
-                  {{"threshold_shift", number_json(tensor.halves.threshold_shift)},
-                   {"datatype_excess", number_json(tensor.halves.datatype_excess)}}},
-                 {"outliers", std::move(sets)}};
+  Json result = Json::object();
+  if (described) {
+    result["heads"] = tensor.tensor.heads;
+    result["dim"] = tensor.tensor.dim;
+    result["thresholds"] = std::string(formats::threshold_scope_name(tensor.tensor.thresholds));
+  }
+  result["fisher_sum"] = number_json(fisher);
+  result["halves"] = {{"threshold_shift", number_json(tensor.halves.threshold_shift)},
+                      {"datatype_excess", number_json(tensor.halves.datatype_excess)}};
+  result["outliers"] = std::move(sets);
   if (arrays) result["fisher_channel"] = array_json(tensor.fisher_channel);
   return result;
 }
@@ -101,14 +108,21 @@ Json provenance_json(const formats::Codebook& codebook) {
 }
 
 Json layer_json(const formats::LayerCodebook& layer, bool arrays) {
-  return {{"layer", layer.index},
-          {"kv_heads", layer.kv_heads},
-          {"key_dim", layer.key_dim},
-          {"value_dim", layer.value_dim},
-          {"rope", parsed(layer.rope_json)},
-          {"window", layer.window},
-          {"key", tensor_json(layer.key, arrays)},
-          {"value", tensor_json(layer.value, arrays)}};
+  Json result = Json::object();
+  result["layer"] = layer.index;
+  const bool has_kv_heads = layer.has_kv_heads();
+  if (has_kv_heads) {
+    result["kv_heads"] = layer.key().tensor.heads;
+    result["key_dim"] = layer.key().tensor.dim;
+    result["value_dim"] = layer.value().tensor.dim;
+  }
+  result["rope"] = parsed(layer.rope_json);
+  result["window"] = layer.window;
+  for (const formats::TensorCodebook& tensor : layer.tensors) {
+    const std::string& name = tensor.tensor.name;
+    result[name] = tensor_json(tensor, !has_kv_heads || (name != "key" && name != "value"), arrays);
+  }
+  return result;
 }
 
 Json plan_json(const calib::CalibrationPlan& plan) {

@@ -56,26 +56,56 @@ std::string method_name(double fraction, int bits) {
 
 constexpr std::size_t kWide = 11;
 
-std::string table_line(const formats::Codebook& codebook, const formats::LayerCodebook& layer, bool is_key,
-                       double total_fisher) {
-  const formats::TensorCodebook& tensor = is_key ? layer.key : layer.value;
-  std::string line = right_aligned(std::to_string(layer.index), 5) + (is_key ? "  key  " : "  value");
+// The table has a column for each datatype of these.
+const std::vector<formats::OutlierSet>& table_columns(const formats::Codebook& codebook) {
+  static const std::vector<formats::OutlierSet> kNone;
+  const std::vector<formats::TensorCodebook>& tensors = codebook.layers.front().tensors;
+  return tensors.empty() ? kNone : tensors.front().outliers;
+}
+
+// As wide as the longest name in the table.
+std::size_t name_width(const formats::Codebook& codebook) {
+  std::size_t width = 5;  // "value"
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    for (const formats::TensorCodebook& tensor : layer.tensors)
+      width = std::max(width, tensor.tensor.name.size());
+  }
+  return width;
+}
+
+std::string table_head(const formats::Codebook& codebook, std::size_t names) {
+  std::string head = "layer  tensor";
+  head += right_aligned("Fisher", 5 + 2 + names + kWide - head.size());
+  for (const formats::OutlierSet& set : table_columns(codebook)) {
+    for (const formats::Datatype& datatype : set.datatypes) {
+      head += right_aligned(method_name(set.fraction, datatype.bits), kWide);
+    }
+  }
+  return head + right_aligned("threshold", kWide) + right_aligned("datatype", kWide) + "\n";
+}
+
+bool has_stored_thresholds(const formats::TensorCodebook& tensor) {
+  return tensor.tensor.thresholds == formats::ThresholdScope::channel;
+}
+
+std::string table_line(const formats::Codebook& codebook, const formats::LayerCodebook& layer,
+                       const formats::TensorCodebook& tensor, std::size_t names, double total_fisher) {
+  std::string name = tensor.tensor.name;
+  name.resize(names, ' ');
+  std::string line = right_aligned(std::to_string(layer.index), 5) + "  " + name;
   line += right_aligned(percent(fisher_sum(tensor) / total_fisher), kWide);
-  for (const formats::OutlierSet& set : codebook.layers.front().key.outliers) {
+  for (const formats::OutlierSet& set : table_columns(codebook)) {
     for (const formats::Datatype& datatype : set.datatypes) {
       const formats::Datatype* found = find_datatype(tensor, set.fraction, datatype.bits);
       line += right_aligned(found != nullptr ? format_number(found->objective, 3) : "-", kWide);
     }
   }
-  // Values have no stored thresholds.
-  line += right_aligned(is_key ? percent(tensor.halves.threshold_shift) : "-", kWide);
+  line += right_aligned(has_stored_thresholds(tensor) ? percent(tensor.halves.threshold_shift) : "-", kWide);
   return line + right_aligned(percent(tensor.halves.datatype_excess), kWide) + "\n";
 }
 
 // Middle, narrowest and widest range of the channels between their thresholds.
 std::string thresholds_text(const formats::OutlierSet& set) {
-  if (set.lower.empty() || set.lower.size() != set.upper.size())
-    return "found for each token when it is quantised";
   std::vector<double> widths;
   for (std::size_t i = 0; i < set.lower.size(); ++i)
     widths.push_back(double{set.upper[i]} - double{set.lower[i]});
@@ -111,16 +141,22 @@ std::string datatype_text(const formats::Datatype& datatype, double fraction) {
   return text + plain + "\n" + normed + "\n";
 }
 
-std::string tensor_text(const std::string& name, const formats::TensorCodebook& tensor) {
-  const bool has_thresholds = !tensor.outliers.empty() && !tensor.outliers.front().lower.empty();
+// "Keys", "Values"
+std::string plural_heading(std::string name) {
+  name.front() = static_cast<char>(name.front() - 'a' + 'A');
+  return name + "s";
+}
+
+std::string tensor_text(const formats::TensorCodebook& tensor) {
+  const bool has_thresholds = has_stored_thresholds(tensor);
   std::string text = concat(
-      name, ": ", tensor.fisher_channel.size(), " channels, Fisher information ",
-      format_number(fisher_sum(tensor)), "; halves of the sample: ",
+      plural_heading(tensor.tensor.name), ": ", tensor.fisher_channel.size(),
+      " channels, Fisher information ", format_number(fisher_sum(tensor)), "; halves of the sample: ",
       has_thresholds ? concat("thresholds shift by ", percent(tensor.halves.threshold_shift), ", ") : "",
       "datatypes cost ", percent(tensor.halves.datatype_excess), " more on the other half\n");
   for (const formats::OutlierSet& set : tensor.outliers) {
-    text +=
-        concat("  outliers ", format_number(set.fraction, 6), ": thresholds ", thresholds_text(set), "\n");
+    text += concat("  outliers ", format_number(set.fraction, 6), ": thresholds ",
+                   has_thresholds ? thresholds_text(set) : "found for each token when it is quantised", "\n");
     for (const formats::Datatype& datatype : set.datatypes) text += datatype_text(datatype, set.fraction);
   }
   return text;
@@ -134,6 +170,22 @@ std::string model_line(const formats::ModelInfo& model) {
   return concat(model.name, " (", model.architecture, "): ", plural(model.num_layers, "layer"), ", ",
                 plural(model.num_attention_heads, "attention head"), ", ",
                 plural(model.num_kv_heads, "kv head"), " of ", model.head_dim);
+}
+
+std::string sizes_text(const formats::LayerCodebook& layer) {
+  const bool has_kv_heads = layer.has_kv_heads();
+  std::string text;
+  if (has_kv_heads) {
+    text = concat(plural(layer.key().tensor.heads, "kv head"), ", keys of ", layer.key().tensor.dim,
+                  ", values of ", layer.value().tensor.dim);
+  }
+  for (const formats::TensorCodebook& codebook : layer.tensors) {
+    const formats::CachedTensor& tensor = codebook.tensor;
+    if (has_kv_heads && (tensor.name == "key" || tensor.name == "value")) continue;
+    text += concat(text.empty() ? "" : ", ", tensor.name, " with ", plural(tensor.heads, "head"), " of ",
+                   tensor.dim);
+  }
+  return text;
 }
 
 std::string sample_line(const formats::CalibrationInfo& calibration) {
@@ -172,34 +224,29 @@ std::string provenance_text(const formats::Codebook& codebook) {
 
 std::string layers_text(const formats::Codebook& codebook) {
   if (codebook.layers.empty()) return "no layers\n";
+  const std::size_t names = name_width(codebook);
   double total = 0;
-  for (const formats::LayerCodebook& layer : codebook.layers)
-    total += fisher_sum(layer.key) + fisher_sum(layer.value);
-  std::string head = "layer  tensor" + right_aligned("Fisher", kWide - 1);
-  for (const formats::OutlierSet& set : codebook.layers.front().key.outliers) {
-    for (const formats::Datatype& datatype : set.datatypes) {
-      head += right_aligned(method_name(set.fraction, datatype.bits), kWide);
-    }
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    for (const formats::TensorCodebook& tensor : layer.tensors) total += fisher_sum(tensor);
   }
-  head += right_aligned("threshold", kWide) + right_aligned("datatype", kWide) + "\n";
   std::string text =
       "Weighted error of each datatype; Fisher: share of the model's; threshold, datatype: how far fits on "
       "the two halves "
       "of the sample differ.\n" +
-      head;
+      table_head(codebook, names);
   for (const formats::LayerCodebook& layer : codebook.layers) {
-    text += table_line(codebook, layer, true, total);
-    text += table_line(codebook, layer, false, total);
+    for (const formats::TensorCodebook& tensor : layer.tensors)
+      text += table_line(codebook, layer, tensor, names, total);
   }
   return text;
 }
 
 std::string layer_text(const formats::LayerCodebook& layer) {
-  std::string text = concat("Layer ", layer.index, ": ", plural(layer.kv_heads, "kv head"), ", keys of ",
-                            layer.key_dim, ", values of ", layer.value_dim,
+  std::string text = concat("Layer ", layer.index, ": ", sizes_text(layer),
                             layer.window > 0 ? concat(", sliding window ", layer.window) : "", ", rope ",
                             layer.rope_json, "\n");
-  return text + tensor_text("Keys", layer.key) + tensor_text("Values", layer.value);
+  for (const formats::TensorCodebook& tensor : layer.tensors) text += tensor_text(tensor);
+  return text;
 }
 
 std::string plan_text(const calib::CalibrationPlan& plan) {

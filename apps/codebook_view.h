@@ -12,7 +12,7 @@ namespace kvcal::apps {
 /// Where the codebook comes from: model, text, options, fingerprints. Ends with a newline.
 [[nodiscard]] std::string provenance_text(const formats::Codebook& codebook);
 
-/// A table with a line for the keys and one for the values of each layer.
+/// A table with a line for each tensor of each layer.
 [[nodiscard]] std::string layers_text(const formats::Codebook& codebook);
 
 /// All of one layer: thresholds in short, every datatype's centroids with and without Q-Norm.
@@ -24,7 +24,8 @@ namespace kvcal::apps {
 /// Everything but the layers.
 [[nodiscard]] Json provenance_json(const formats::Codebook& codebook);
 /// {"layer", "kv_heads", ..., "key": {"fisher_sum", "halves", "outliers": [{"fraction", "datatypes":
-/// [...]}]}, "value": {...}}; with `arrays` the thresholds, centroids and fisher_channel as well.
+/// [...]}]}, "value": {...}}; a tensor whose sizes do not stand at the layer holds "heads", "dim" and
+/// "thresholds" as well. With `arrays` the thresholds, centroids and fisher_channel as well.
 [[nodiscard]] Json layer_json(const formats::LayerCodebook& layer, bool arrays);
 [[nodiscard]] Json plan_json(const calib::CalibrationPlan& plan);
 

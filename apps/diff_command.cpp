@@ -8,18 +8,18 @@
 #include "apps/json_output.h"
 #include "apps/sizes.h"
 #include "base/error.h"
-#include "calib/codebook_diff.h"
 #include "formats/codebook.h"
+#include "formats/codebook_diff.h"
 
 namespace kvcal::apps {
 namespace {
 
 using base::concat;
 
-Json to_json(const std::vector<calib::Difference>& differences, const std::filesystem::path& left,
+Json to_json(const std::vector<formats::Difference>& differences, const std::filesystem::path& left,
              const std::filesystem::path& right, double tolerance) {
   Json list = Json::array();
-  for (const calib::Difference& difference : differences) {
+  for (const formats::Difference& difference : differences) {
     const bool finite = std::isfinite(difference.magnitude);
     list.push_back({{"path", difference.path},
                     {"left", difference.left},
@@ -33,11 +33,11 @@ Json to_json(const std::vector<calib::Difference>& differences, const std::files
           {"differences", std::move(list)}};
 }
 
-std::string to_text(const std::vector<calib::Difference>& differences, double tolerance) {
+std::string to_text(const std::vector<formats::Difference>& differences, double tolerance) {
   const std::string limit = tolerance > 0 ? concat(" within ", format_number(tolerance, 6)) : "";
   if (differences.empty()) return concat("the same", limit, "\n");
   std::string text;
-  for (const calib::Difference& difference : differences) {
+  for (const formats::Difference& difference : differences) {
     text += concat(difference.path, ": ", difference.left, " -> ", difference.right);
     if (std::isfinite(difference.magnitude))
       text += concat(" (", format_number(difference.magnitude, 3), ")");
@@ -76,7 +76,7 @@ int run_diff(const std::vector<std::string>& arguments) {
   json.check({left, right});
 
   const auto differences =
-      calib::diff_codebooks(formats::read_codebook(left), formats::read_codebook(right), tolerance);
+      formats::diff_codebooks(formats::read_codebook(left), formats::read_codebook(right), tolerance);
   json.write(to_json(differences, left, right, tolerance));
   if (!json.to_stdout()) print(to_text(differences, tolerance));
   return differences.empty() ? kDone : kLimitNotMet;

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <future>
 #include <numeric>
 #include <set>
 
@@ -14,10 +13,12 @@
 #include "base/file.h"
 #include "base/new_file.h"
 #include "calib/calibration_job.h"
-#include "calib/passes.h"
-#include "calib/sample_judgement.h"
-#include "calib/tensor_memory.h"
-#include "calib/work_folder.h"
+#include "calib/engine/capturer.h"
+#include "calib/engine/fit_queue.h"
+#include "calib/engine/passes.h"
+#include "calib/engine/work_folder.h"
+#include "calib/fit/sample_judgement.h"
+#include "calib/plan/tensor_memory.h"
 
 namespace kvcal::calib {
 namespace {
@@ -28,51 +29,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-/// Fits a layer on a thread of its own, while the passes go on; at most one at a time.
-class FitInBackground {
- public:
-  FitInBackground(const CalibrationJob& job, const WorkFolder& folder, Passes& passes)
-      : job_(job), folder_(folder), passes_(passes) {}
-
-  /// Waits for the fit before, then starts this one. The samples of the next layer need all threads, so it
-  /// takes half of them: more would only take turns with those, and wait for each other. `last`: no layer
-  /// follows.
-  void start(LayerCapture capture, bool last) {
-    wait();
-    layer_ = capture.layer;
-    FitOptions options = job_.fit_options();
-    if (!last) options.threads = std::max(1, job_.threads / 2);
-    result_ = std::async(std::launch::async, [this, options, capture = std::move(capture)] {
-      const Clock::time_point begin = Clock::now();
-      formats::LayerCodebook fit = fit_layer(capture, job_.model->geometry(capture.layer), options);
-      folder_.save_layer(job_.frame, fit);
-      return std::pair{std::move(fit), seconds_since(begin)};
-    });
-  }
-
-  /// Waits for the fit under way, if any, and keeps its result. Rethrows its error.
-  void wait() {
-    if (!result_.valid()) return;
-    auto [fit, elapsed] = result_.get();
-    seconds_ += elapsed;
-    layers_.push_back(std::move(fit));
-    passes_.layer_done(layer_);
-  }
-
-  [[nodiscard]] double seconds() const { return seconds_; }
-  /// Those fitted so far, in the order of their fits.
-  [[nodiscard]] std::vector<formats::LayerCodebook> take_layers() { return std::move(layers_); }
-
- private:
-  const CalibrationJob& job_;
-  const WorkFolder& folder_;
-  Passes& passes_;
-  std::vector<formats::LayerCodebook> layers_;
-  int layer_ = 0;
-  double seconds_ = 0;
-  std::future<std::pair<formats::LayerCodebook, double>> result_;
-};
 
 // Each damaged file, why, and what making it again costs beside what is left anyway.
 std::vector<std::string> describe_damage(const Checkpoints& found, const RemainingWork& left) {
@@ -89,10 +45,10 @@ CalibrationPlan make_plan(const CalibrationJob& job, const Checkpoints& found) {
   CalibrationPlan plan;
   plan.model = job.frame.model;
   plan.calibration = job.frame.calibration;
-  plan.model_folder = job.folder.path;
-  plan.parameters = job.weights->parameters();
+  plan.model_folder = job.session.folder.path;
+  plan.parameters = job.session.weights->parameters();
   plan.left = remaining_work(found, job.with_gradients());
-  plan.need = estimate_need(job, plan.left);
+  plan.need = estimate_need(job.run_shape(), plan.left);
   plan.work = job.options.work;
   plan.layers_fitted = found.layers_fitted();
   plan.goes_on =
@@ -158,9 +114,9 @@ void check_places(const CalibrationJob& job) {
                                         input.string(), "; name another file"));
   }
   for (const auto& [option, path] : {std::pair{"--out", options.out}, std::pair{"--work", options.work}}) {
-    if (!base::lies_in(path, job.folder.path)) continue;
+    if (!base::lies_in(path, job.session.folder.path)) continue;
     throw base::WrongUsage(base::concat(option, " ", path.string(), " lies in the model's folder ",
-                                        job.folder.path.string(), "; name a place elsewhere"));
+                                        job.session.folder.path.string(), "; name a place elsewhere"));
   }
 }
 
@@ -179,7 +135,9 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
                              const ResourceNeed& need, base::Progress& progress, CalibrationReport& report) {
   const RemainingWork left = remaining_work(found, job.with_gradients());
   TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes);
-  Passes passes(job, folder, progress, left, need.lanes, cache_bytes(need));
+  Passes passes(
+      job.session, folder, progress, left,
+      {.with_gradients = job.with_gradients(), .lanes = need.lanes, .cache_bytes = cache_bytes(need)});
   const Clock::time_point start = Clock::now();
   passes.forward();
   if (left.head) found.losses = passes.head();
@@ -194,16 +152,18 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
     if (fit) codebook.layers.push_back(std::move(*fit));
   }
   TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes - need.beside_tensors_bytes);
-  passes.begin_backward();
-  FitInBackground fits(job, folder, passes);
-  for (int layer = found.layers - 1; layer >= 0; --layer) {
-    if (!left.visits(layer)) continue;
-    if (auto capture = passes.backward_layer(layer)) {
-      fits.start(std::move(*capture), layer == 0);
-    } else {
-      passes.layer_done(layer);
-    }
-  }
+  FitQueue fits(
+      [&](const LayerCapture& capture, int threads) {
+        FitOptions options = job.fit_options();
+        options.threads = threads;
+        const auto index = static_cast<std::size_t>(capture.layer);
+        formats::LayerCodebook fit = fit_layer(capture, job.session.config().layers[index], options);
+        folder.save_layer(job.frame, fit);
+        return fit;
+      },
+      [&](int layer) { passes.layer_done(layer); }, job.session.placement.threads);
+  Capturer capturer(job.session, job.options.sinks, job.with_gradients(), left.last_visited(), fits);
+  passes.backward(capturer);
   fits.wait();
   passes.end_backward();
   report.backward_seconds += seconds_since(backward_start);
@@ -214,8 +174,8 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
 }
 
 std::vector<SampleAdvice> size_advice(const CalibrationJob& job) {
-  const std::int64_t counted = job.windows.tokens() - job.windows.samples * job.options.sinks;
-  return advise_by_size(job.windows.samples, counted, job.options.outliers);
+  const std::int64_t counted = job.session.windows.tokens() - job.session.windows.samples * job.options.sinks;
+  return advise_by_size(job.session.windows.samples, counted, job.options.outliers);
 }
 
 void warn(CalibrationReport& report, base::Progress& progress, const std::vector<std::string>& warnings) {
@@ -235,8 +195,8 @@ formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, 
     warn(report, progress, describe_damage(found, left));
     if (!known.empty()) {
       // Another work than was planned.
-      need = estimate_need(job, left);
-      check_need(need, job);
+      need = estimate_need(job.run_shape(), left);
+      check_need(need, job.run_shape());
     }
     for (const DamagedCheckpoint& damage : found.damaged) folder.remove(damage);
     known.clear();
@@ -281,7 +241,7 @@ CalibrationReport run_calibration(const CalibrationOptions& options, base::Progr
   const TensorMemory memory;
   CalibrationJob job = prepare_calibration(options, progress);
   check_places(job);
-  at::set_num_threads(job.threads);
+  at::set_num_threads(job.session.placement.threads);
   CalibrationReport report;
   report.already_done = finished_before(job, report.codebook);
   const CheckpointShape shape = job.checkpoint_shape();
@@ -298,7 +258,7 @@ CalibrationReport run_calibration(const CalibrationOptions& options, base::Progr
   warn(report, progress, job.warnings);
   // A run says it once, at its end, with what it then knows.
   if (job.options.dry_run) warn(report, progress, sample_warning(size_advice(job)));
-  check_need(report.plan.need, job);
+  check_need(report.plan.need, job.run_shape());
   if (job.options.dry_run) return report;
 
   WorkFolder folder(job.options.work, job.identity_json);

@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "base/progress.h"
-#include "calib/checkpoints.h"
+#include "calib/plan/remaining_work.h"
+#include "calib/plan/resource_need.h"
 #include "formats/codebook.h"
 
 namespace kvcal::calib {
@@ -47,31 +48,6 @@ struct CalibrationOptions {
   [[nodiscard]] std::filesystem::path work_folder() const {
     return work.empty() ? std::filesystem::path(out.string() + ".work") : work;
   }
-};
-
-/// Resident bytes at one stage of a run: "forward", "loss", "backward".
-struct StageNeed {
-  std::string stage;
-  std::int64_t weights_bytes = 0;  ///< of the layer at hand, or the head, in the compute type
-  std::int64_t working_bytes = 0;  ///< samples on their way through it, one to a lane
-  std::int64_t capture_bytes = 0;  ///< keys, values and gradients of the layers in flight
-  std::int64_t fit_bytes = 0;      ///< the fits that run beside the backward pass
-  [[nodiscard]] std::int64_t total() const {
-    return weights_bytes + working_bytes + capture_bytes + fit_bytes;
-  }
-};
-
-/// What a run will need, known before it starts. Bytes.
-struct ResourceNeed {
-  std::int64_t base_bytes = 0;               ///< the program, its libraries, the tokens
-  StageNeed largest;                         ///< the stage that needs most
-  std::int64_t memory_bytes = 0;             ///< peak resident: the two together, with no activations cached
-  std::int64_t memory_limit_bytes = 0;       ///< what the run may use
-  std::int64_t beside_tensors_bytes = 0;     ///< captures and fits of the backward pass
-  int lanes = 1;                             ///< samples computed side by side: as many as memory allows
-  std::int64_t disk_bytes = 0;               ///< still to be written: work folder and codebook
-  std::int64_t disk_free_bytes = 0;          ///< free where the work folder lies
-  double seconds_low = 0, seconds_high = 0;  ///< between which the run will take, on an idle machine
 };
 
 /// What will be done: shown before the work starts, and all that --dry-run gives.

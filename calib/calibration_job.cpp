@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/cpu.h"
 #include "base/error.h"
 #include "base/parallel.h"
-#include "calib/activation_store.h"
-#include "calib/machine.h"
+#include "calib/engine/activation_store.h"
 #include "calib/version.h"
 #include "formats/json_depth.h"
 
@@ -111,8 +111,8 @@ TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder
 
 void check_lengths(const CalibrationJob& job) {
   const std::int64_t needed = job.options.sinks + 2;
-  for (std::int64_t i = 0; i < job.windows.samples; ++i) {
-    const auto length = static_cast<std::int64_t>(job.windows.sample(i).size());
+  for (std::int64_t i = 0; i < job.session.windows.samples; ++i) {
+    const auto length = static_cast<std::int64_t>(job.session.windows.sample(i).size());
     if (length >= needed) continue;
     throw base::WrongUsage(base::concat("sample ", i, " has ", length, " tokens; with ", job.options.sinks,
                                         " sinks a window needs at least ", needed));
@@ -120,16 +120,17 @@ void check_lengths(const CalibrationJob& job) {
 }
 
 std::vector<std::string> judge_windows(const CalibrationJob& job) {
-  std::vector<std::string> warnings = job.windows.warnings;
-  if (job.windows.chat_template_without_special) {
+  std::vector<std::string> warnings = job.session.windows.warnings;
+  if (job.session.windows.chat_template_without_special) {
     warnings.emplace_back(
         "the model has a chat template and the text holds none of its special tokens; what it serves are "
         "chats, so calibrate on chats too, rendered with that template");
   }
-  if (job.config.max_positions > 0 && job.windows.seqlen > job.config.max_positions) {
-    warnings.push_back(
-        base::concat("windows of ", job.windows.seqlen, " tokens exceed the ", job.config.max_positions,
-                     " positions that the model was made for; its activations there are not what it serves"));
+  if (job.session.config().max_positions > 0 &&
+      job.session.windows.seqlen > job.session.config().max_positions) {
+    warnings.push_back(base::concat(
+        "windows of ", job.session.windows.seqlen, " tokens exceed the ", job.session.config().max_positions,
+        " positions that the model was made for; its activations there are not what it serves"));
   }
   return warnings;
 }
@@ -138,10 +139,10 @@ std::string options_json(const CalibrationJob& job) {
   const CalibrationOptions& options = job.options;
   json fields = {{"bits", options.bits},
                  {"outliers", options.outliers},
-                 {"samples", job.windows.samples},
-                 {"seqlen", job.windows.seqlen},
+                 {"samples", job.session.windows.samples},
+                 {"seqlen", job.session.windows.seqlen},
                  {"sinks", options.sinks},
-                 {"bos", job.windows.bos},
+                 {"bos", job.session.windows.bos},
                  {"value_scope", options.value_scope},
                  {"sensitivity", options.sensitivity},
                  {"fisher_scale", options.fisher_scale},
@@ -157,24 +158,26 @@ std::string options_json(const CalibrationJob& job) {
 void fill_frame(CalibrationJob& job) {
   formats::Codebook& frame = job.frame;
   frame.created_by = std::string("kvcal ") + version();
-  frame.model.name = job.folder.name;
-  frame.model.architecture = job.config.architecture;
-  frame.model.config_sha256 = job.config.sha256();
-  frame.model.weights_sha256 = job.weights->checkpoint().weights_sha256();
-  frame.model.num_layers = job.config.num_layers;
-  frame.model.num_attention_heads = job.config.num_attention_heads;
-  frame.model.num_kv_heads = job.config.num_kv_heads;
-  frame.model.head_dim = job.config.head_dim;
-  frame.model.rope_json = job.config.rope.to_json();
+  frame.model.name = job.session.folder.name;
+  frame.model.architecture = job.session.config().architecture;
+  frame.model.config_sha256 = job.session.config().sha256();
+  frame.model.weights_sha256 = job.session.weights->checkpoint().weights_sha256();
+  frame.model.num_layers = job.session.num_layers();
+  // Defaults for the layers; what a layer is like stands with it.
+  const LayerConfig& first = job.session.config().layers.front();
+  frame.model.num_attention_heads = first.num_attention_heads;
+  frame.model.num_kv_heads = first.num_kv_heads;
+  frame.model.head_dim = first.head_dim;
+  frame.model.rope_json = first.rope_json;
   formats::CalibrationInfo& info = frame.calibration;
   info.revision = kRevision;
   info.options_json = options_json(job);
-  info.texts = job.windows.texts;
-  info.tokens_sha256 = job.windows.sha256();
-  info.samples = job.windows.samples;
-  info.seqlen = job.windows.seqlen;
-  info.tokens = job.windows.tokens();
-  info.bos = job.windows.bos;
+  info.texts = job.session.windows.texts;
+  info.tokens_sha256 = job.session.windows.sha256();
+  info.samples = job.session.windows.samples;
+  info.seqlen = job.session.windows.seqlen;
+  info.tokens = job.session.windows.tokens();
+  info.bos = job.session.windows.bos;
   info.sinks = job.options.sinks;
   info.seed = job.options.tokens.empty() ? job.options.seed : 0;  // given tokens are taken as they are
   info.dtype = job.options.dtype;
@@ -205,17 +208,32 @@ std::string codebook_identity(const formats::Codebook& codebook) {
 }
 
 CheckpointShape CalibrationJob::checkpoint_shape() const {
-  return {config.num_layers, windows.samples,
-          activation_file_bytes(windows.samples, windows.tokens(), config.hidden_size, weights->dtype())};
+  return {session.num_layers(), session.windows.samples,
+          activation_file_bytes(session.windows.samples, session.windows.tokens(),
+                                session.config().hidden_size, session.placement.dtype)};
+}
+
+RunShape CalibrationJob::run_shape() const {
+  return {.model = *session.model,
+          .weights = *session.weights,
+          .samples = session.windows.samples,
+          .seqlen = session.windows.seqlen,
+          .tokens = session.windows.tokens(),
+          .with_gradients = with_gradients(),
+          .outlier_fractions = static_cast<int>(options.outliers.size()),
+          .activation_bytes = checkpoint_shape().activation_bytes,
+          .threads = session.placement.threads,
+          .memory_bytes = options.memory_bytes,
+          .work = options.work};
 }
 
 FitOptions CalibrationJob::fit_options() const {
   FitOptions fit;
   fit.bits = options.bits;
   fit.outliers = options.outliers;
-  fit.value_per_head = options.value_scope == "head";
+  fit.token_per_head = options.value_scope == "head";
   fit.range_weights = options.fisher_scale == "range";
-  fit.threads = threads;
+  fit.threads = session.placement.threads;
   return fit;
 }
 
@@ -226,20 +244,21 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   std::sort(job.options.bits.begin(), job.options.bits.end());
   for (double& fraction : job.options.outliers) fraction = std::abs(fraction);  // -0 is 0
   std::sort(job.options.outliers.begin(), job.options.outliers.end());
-  job.threads = base::resolve_threads(options.threads);
   job.options.work = options.work_folder();
   // bfloat16 halves the time where the CPU multiplies it natively, and moves results by less than another
   // sample would (docs/method.md). Elsewhere it would be slower than float32.
-  if (job.options.dtype == "auto") job.options.dtype = multiplies_bfloat16() ? "bfloat16" : "float32";
+  if (job.options.dtype == "auto") job.options.dtype = base::multiplies_bfloat16() ? "bfloat16" : "float32";
 
-  job.folder = find_model_folder(options.model);
-  job.config = read_model_config(job.folder.path);
-  job.weights = std::make_shared<const WeightLoader>(
-      job.folder.path, job.options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
-  job.model = load_model(job.config, job.weights);
-  job.windows = read_windows(job.options, job.folder, job.config, progress);
-  job.options.samples = job.windows.samples;
-  job.options.seqlen = job.windows.seqlen;
+  Session& session = job.session;
+  session.placement = {.dtype = job.options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat,
+                       .threads = base::resolve_threads(options.threads)};
+  session.folder = find_model_folder(options.model);
+  const ModelDefinition definition = read_model_definition(session.folder.path);
+  session.weights = std::make_shared<const WeightLoader>(session.folder.path, session.placement);
+  session.model = load_model(definition, session.weights);
+  session.windows = read_windows(job.options, session.folder, session.config(), progress);
+  job.options.samples = job.session.windows.samples;
+  job.options.seqlen = job.session.windows.seqlen;
   check_lengths(job);
   job.warnings = judge_windows(job);
   fill_frame(job);

@@ -2,35 +2,30 @@
 // start from.
 #pragma once
 
-#include <memory>
 #include <string>
+#include <vector>
 
 #include "base/progress.h"
 #include "calib/calibrate.h"
-#include "calib/layer_fit.h"
-#include "calib/model.h"
-#include "calib/model_folder.h"
-#include "calib/text_sampler.h"
-#include "calib/work_folder.h"
+#include "calib/engine/session.h"
+#include "calib/engine/work_folder.h"
+#include "calib/fit/layer_fit.h"
+#include "calib/plan/resource_need.h"
 
 namespace kvcal::calib {
 
 struct CalibrationJob {
-  CalibrationOptions options;  ///< as asked, with `work`, `samples` and `seqlen` resolved
-  ModelFolder folder;
-  ModelConfig config;
-  std::shared_ptr<const WeightLoader> weights;
-  std::unique_ptr<Model> model;
-  TokenWindows windows;
-  int threads = 1;
+  CalibrationOptions options;  ///< as asked, with `work`, `samples`, `seqlen` and `dtype` resolved
+  Session session;
   formats::Codebook frame;  ///< the codebook without layers and loss: where it comes from
-  std::string
-      identity_json;  ///< what makes two runs the same: fingerprints of model and tokens, and the options
+  /// What makes two runs the same: fingerprints of model and tokens, and the options.
+  std::string identity_json;
   std::vector<std::string> warnings;
 
   [[nodiscard]] FitOptions fit_options() const;
   [[nodiscard]] bool with_gradients() const { return options.sensitivity == "fisher"; }
   [[nodiscard]] CheckpointShape checkpoint_shape() const;
+  [[nodiscard]] RunShape run_shape() const;
 };
 
 /// Checks the options against each other and the model, reads headers and tokens. Writes nothing.
@@ -40,15 +35,5 @@ struct CalibrationJob {
 /// The identity of the run that a codebook came from: equal to CalibrationJob::identity_json of a run that
 /// would make the same.
 [[nodiscard]] std::string codebook_identity(const formats::Codebook& codebook);
-
-/// What is left of the job will need, as ResourceNeed says.
-[[nodiscard]] ResourceNeed estimate_need(const CalibrationJob& job, const RemainingWork& left);
-
-/// Throws SystemError where the limit or the disk is too small, saying how much is needed; WrongUsage where
-/// --memory is more than the machine has.
-void check_need(const ResourceNeed& need, const CalibrationJob& job);
-
-/// The memory left for cached activations within the limit.
-[[nodiscard]] std::int64_t cache_bytes(const ResourceNeed& need);
 
 }  // namespace kvcal::calib

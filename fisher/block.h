@@ -4,24 +4,34 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace kvcal::fisher {
 
-/// The tensors inside a block that sensitivities are wanted for, as nodes of its graph.
-struct Taps {
-  at::Tensor keys;    ///< [tokens, kv_heads * key_dim], before RoPE, after a key norm where the model has one
-  at::Tensor values;  ///< [tokens, kv_heads * value_dim]
+/// Where on its way a cached tensor is shown.
+enum class CachePoint {
+  cached,   ///< as it is cached: keys before RoPE (after a key norm where the model has one), values
+  rotated,  ///< after RoPE, as attention reads it; tensors that are not rotated are not shown here
+};
+
+/// Is shown what a block caches, and may replace it.
+class CacheHook {
+ public:
+  virtual ~CacheHook() = default;
+  /// tensor: its place in the list of what the layer caches; x: [tokens, heads * dim], a node of the block's
+  /// graph. Returns x, or another tensor of the same shape and type: all arithmetic of the block goes on with
+  /// what is returned, so that gradients reach it.
+  [[nodiscard]] virtual at::Tensor show(std::size_t tensor, CachePoint point, const at::Tensor& x) = 0;
 };
 
 /// One layer of a model with its weights in memory. Weights never require gradients.
 class Block {
  public:
   virtual ~Block() = default;
-  /// hidden: [tokens, hidden_size], one sample, positions from 0. Returns the same shape. Where `taps` is not
-  /// null it receives the block's keys and values; all other arithmetic goes through them, so that gradients
-  /// reach them.
-  [[nodiscard]] virtual at::Tensor forward(const at::Tensor& hidden, Taps* taps) const = 0;
+  /// hidden: [tokens, hidden_size], one sample, positions from 0. Returns the same shape. hook: shown each
+  /// cached tensor once at each of its points; null: none.
+  [[nodiscard]] virtual at::Tensor forward(const at::Tensor& hidden, CacheHook* hook) const = 0;
 };
 
 /// The end of a model: final norm and output projection.

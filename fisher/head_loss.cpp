@@ -21,7 +21,7 @@ HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const s
   HeadLoss result;
   if (with_gradient) result.hidden_gradient = at::zeros_like(hidden);
   const at::Tensor ids =
-      at::from_blob(const_cast<std::int32_t*>(tokens.data()), {targets + 1}, at::kInt).to(at::kLong);
+      at::from_blob(const_cast<std::int32_t*>(tokens.data()), {targets + 1}, at::kInt).to(hidden.device(), at::kLong);
 
   const at::AutoGradMode graph(with_gradient);
   double sum = 0;

@@ -1,5 +1,6 @@
 #include "formats/codebook.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 
@@ -7,6 +8,54 @@
 #include "formats/internal/codebook_rules.h"
 
 namespace kvcal::formats {
+namespace {
+
+const TensorCodebook& require(const LayerCodebook& layer, std::string_view name) {
+  const TensorCodebook* found = layer.find(name);
+  if (found == nullptr)
+    throw base::InvalidInput(base::concat("layer ", layer.index, ": no tensor '", name, "'"));
+  return *found;
+}
+
+}  // namespace
+
+std::string_view threshold_scope_name(ThresholdScope scope) {
+  return scope == ThresholdScope::channel ? "channel" : "token";
+}
+
+std::pair<bool, std::string> tensor_rank(const CachedTensor& tensor) {
+  return {tensor.name != "key" && tensor.name != "value", tensor.name};
+}
+
+const TensorCodebook* LayerCodebook::find(std::string_view name) const {
+  const auto found = std::ranges::find_if(
+      tensors, [name](const TensorCodebook& codebook) { return codebook.tensor.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+const TensorCodebook& LayerCodebook::key() const {
+  return require(*this, "key");
+}
+
+const TensorCodebook& LayerCodebook::value() const {
+  return require(*this, "value");
+}
+
+// The layer is not const here, so neither is its tensor.
+TensorCodebook& LayerCodebook::key() {
+  return const_cast<TensorCodebook&>(require(*this, "key"));
+}
+
+TensorCodebook& LayerCodebook::value() {
+  return const_cast<TensorCodebook&>(require(*this, "value"));
+}
+
+bool LayerCodebook::has_kv_heads() const {
+  const TensorCodebook* keys = find("key");
+  const TensorCodebook* values = find("value");
+  return keys != nullptr && values != nullptr && keys->tensor.thresholds == ThresholdScope::channel &&
+         values->tensor.thresholds == ThresholdScope::token && keys->tensor.heads == values->tensor.heads;
+}
 
 std::string outlier_group_name(double fraction) {
   std::array<char, 64> text{};

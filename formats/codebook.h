@@ -1,18 +1,44 @@
 // formats/codebook.h: the codebook of a model: HDF5, schema 1 (docs/codebook-format.md), written and read.
 //
 // A file may hold any non-empty subset of a model's layers. Written and read back, a codebook is equal to
-// what was given (layers by index, outlier sets by fraction, datatypes by bits).
+// what was given (layers by index, tensors by tensor_rank(), outlier sets by fraction, datatypes by bits).
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace kvcal::formats {
 
 inline constexpr int kCodebookSchemaMajor = 1;
 inline constexpr int kCodebookSchemaMinor = 0;
+
+/// What shares a pair of outlier thresholds.
+enum class ThresholdScope {
+  channel,  ///< a channel over all tokens: found in calibration and stored (keys)
+  token,    ///< a token (and kv head where the file's value_scope is head): found when quantised (values)
+};
+
+/// "channel" or "token", as the file has it.
+[[nodiscard]] std::string_view threshold_scope_name(ThresholdScope scope);
+
+/// One of the tensors that a layer caches.
+struct CachedTensor {
+  std::string name;  ///< "key", "value", or another: lower-case letters, digits and _, a letter first
+  int heads = 0;
+  int dim = 0;  ///< per head
+  ThresholdScope thresholds = ThresholdScope::channel;
+
+  [[nodiscard]] std::int64_t channels() const { return std::int64_t{heads} * dim; }
+
+  bool operator==(const CachedTensor&) const = default;
+};
+
+/// A layer's tensors are sorted by it: key, value, then others by name.
+[[nodiscard]] std::pair<bool, std::string> tensor_rank(const CachedTensor& tensor);
 
 /// A non-uniform datatype: 2^bits centroids in the normalised range [-1, 1], ascending (the last may be
 /// repeated).
@@ -32,7 +58,7 @@ struct Datatype {
 struct OutlierSet {
   double fraction = 0;  ///< 0 <= fraction < 0.5
   std::vector<float> lower,
-      upper;  ///< keys: [kv_heads * key_dim]; values: empty (found per token when it is quantised)
+      upper;  ///< [channels] where thresholds are a channel's; empty where they are a token's
   std::vector<Datatype> datatypes;
 
   bool operator==(const OutlierSet&) const = default;
@@ -46,9 +72,10 @@ struct SampleAgreement {
   bool operator==(const SampleAgreement&) const = default;
 };
 
-/// Of a layer's keys (before RoPE) or values.
+/// Of one tensor of a layer; keys are taken before RoPE.
 struct TensorCodebook {
-  std::vector<float> fisher_channel;  ///< [kv_heads * key_dim or value_dim], sum of F over samples and tokens
+  CachedTensor tensor;
+  std::vector<float> fisher_channel;  ///< [channels], sum of F over samples and tokens
   std::vector<OutlierSet> outliers;
   SampleAgreement halves;
 
@@ -57,12 +84,22 @@ struct TensorCodebook {
 
 struct LayerCodebook {
   int index = 0;  ///< 0 to 9999
-  int kv_heads = 0;
-  int key_dim = 0;    ///< per head
-  int value_dim = 0;  ///< per head
   std::string rope_json = "null";
-  std::int64_t window = 0;  ///< of sliding-window attention; 0: none
-  TensorCodebook key, value;
+  std::int64_t window = 0;              ///< of sliding-window attention; 0: none
+  std::vector<TensorCodebook> tensors;  ///< at least one, each under a name of its own
+
+  /// Null where there is none of that name.
+  [[nodiscard]] const TensorCodebook* find(std::string_view name) const;
+
+  /// Throw InvalidInput, "layer 3: no tensor 'key'", where it is missing.
+  [[nodiscard]] const TensorCodebook& key() const;
+  [[nodiscard]] const TensorCodebook& value() const;
+  [[nodiscard]] TensorCodebook& key();
+  [[nodiscard]] TensorCodebook& value();
+
+  /// Whether it has keys (thresholds by channel) and values (by token) with equally many heads. The file then
+  /// holds kv_heads, key_dim and value_dim at the layer; the sizes of any other tensor stand at that tensor.
+  [[nodiscard]] bool has_kv_heads() const;
 
   bool operator==(const LayerCodebook&) const = default;
 };
@@ -116,9 +153,9 @@ struct Codebook {
 
 /// Writes schema kCodebookSchemaMajor.kCodebookSchemaMinor to a temporary name, syncs, renames: the same
 /// codebook gives the same bytes. Throws InvalidInput naming the path in the file and the rule, before
-/// anything is written: no layers or an index given twice, sizes that disagree, values that are not finite,
-/// centroids that descend, text that is not UTF-8 or not JSON where it must be. Throws SystemError (a full
-/// disk), leaving nothing behind.
+/// anything is written: no layers or an index given twice, no tensor or a name given twice or against the
+/// rule, sizes that disagree, values that are not finite, centroids that descend, text that is not UTF-8 or
+/// not JSON where it must be. Throws SystemError (a full disk), leaving nothing behind.
 void write_codebook(const std::filesystem::path& path, const Codebook& codebook);
 
 /// Throws SystemError where the file cannot be opened, InvalidInput with the reason for everything that

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "formats/codebook.h"
@@ -215,19 +216,53 @@ class Decoder {
     const std::string path = layer_path(index);
     LayerCodebook layer;
     layer.index = index;
-    layer.kv_heads = small(path, "kv_heads");
-    layer.key_dim = small(path, "key_dim");
-    layer.value_dim = small(path, "value_dim");
+    std::vector<CachedTensor> described = decode_descriptions(path);
     layer.rope_json = json_text(path, "rope");
     layer.window = integer(path, "window");
-    layer.key = decode_tensor(path + "/key", true);
-    layer.value = decode_tensor(path + "/value", false);
+    for (CachedTensor& tensor : described) layer.tensors.push_back(decode_tensor(path, std::move(tensor)));
     return layer;
   }
 
-  TensorCodebook decode_tensor(const std::string& path, bool thresholds) const {
+  bool has(const std::string& object, std::string_view name) const {
+    return tree_.values.contains(attribute_key(object, name));
+  }
+
+  /// What the layer caches, by tensor_rank(). The sizes of keys and values stand at the layer; those of any
+  /// other tensor, and of keys and values that do not share their heads, at the tensor.
+  std::vector<CachedTensor> decode_descriptions(const std::string& path) const {
+    std::vector<CachedTensor> tensors;
+    const bool has_kv_heads = has(path, "kv_heads") || has(path, "key_dim") || has(path, "value_dim");
+    if (has_kv_heads) {
+      const int heads = small(path, "kv_heads");
+      tensors.push_back({"key", heads, small(path, "key_dim"), ThresholdScope::channel});
+      tensors.push_back({"value", heads, small(path, "value_dim"), ThresholdScope::token});
+    }
+    for (const std::string& name : children(path)) {
+      if (has_kv_heads && (name == "key" || name == "value")) continue;
+      // A group without it may be of a newer minor version.
+      if (const std::string child = concat(path, "/", name); has(child, "heads"))
+        tensors.push_back({name, small(child, "heads"), small(child, "dim"), decode_scope(child)});
+    }
+    // No tensor at all: what every layer had before there were others is what is missing.
+    if (tensors.empty()) (void)attribute(path, "kv_heads");
+    std::ranges::sort(tensors, {}, tensor_rank);
+    return tensors;
+  }
+
+  ThresholdScope decode_scope(const std::string& path) const {
+    const std::string name = text(path, "thresholds");
+    for (const ThresholdScope scope : {ThresholdScope::channel, ThresholdScope::token}) {
+      if (threshold_scope_name(scope) == name) return scope;
+    }
+    fail(attribute_key(path, "thresholds"), concat("is '", name, "'; expected 'channel' or 'token'"));
+  }
+
+  TensorCodebook decode_tensor(const std::string& layer, CachedTensor described) const {
+    const std::string path = concat(layer, "/", described.name);
     group(path);
     TensorCodebook tensor;
+    tensor.tensor = std::move(described);
+    const bool thresholds = tensor.tensor.thresholds == ThresholdScope::channel;
     tensor.fisher_channel = floats(path + "/fisher_channel");
     tensor.halves = {real_or(path, "threshold_shift", 0), real_or(path, "datatype_excess", 0)};
     for (const std::string& name : children(path)) {

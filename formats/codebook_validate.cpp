@@ -2,6 +2,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <string_view>
 
 #include "base/error.h"
 #include "formats/internal/codebook_rules.h"
@@ -98,20 +99,47 @@ class Validator {
 
   void check_layer(const LayerCodebook& layer) const {
     const std::string path = layer_path(layer.index);
-    integer(path, "kv_heads", layer.kv_heads, 1, kMaxExtent);
-    integer(path, "key_dim", layer.key_dim, 1, kMaxExtent);
-    integer(path, "value_dim", layer.value_dim, 1, kMaxExtent);
+    if (layer.tensors.empty()) fail(path, "no tensor; expected at least one");
+    check_descriptions(path, layer);
     integer(path, "window", layer.window, 0, std::numeric_limits<std::int64_t>::max());
     json(path + "@rope", layer.rope_json);
-    const auto channels = [&](int dim) {
-      return static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(dim);
-    };
-    check_tensor(path + "/key", layer.key, channels(layer.key_dim), channels(layer.key_dim));
-    check_tensor(path + "/value", layer.value, channels(layer.value_dim), 0);
+    for (const TensorCodebook& tensor : layer.tensors) check_tensor(path + "/" + tensor.tensor.name, tensor);
   }
 
-  void check_tensor(const std::string& path, const TensorCodebook& tensor, std::size_t channels,
-                    std::size_t thresholds) const {
+  /// Names and sizes, under the names that the file has for them.
+  void check_descriptions(const std::string& path, const LayerCodebook& layer) const {
+    const bool has_kv_heads = layer.has_kv_heads();
+    if (has_kv_heads) {
+      integer(path, "kv_heads", layer.key().tensor.heads, 1, kMaxExtent);
+      integer(path, "key_dim", layer.key().tensor.dim, 1, kMaxExtent);
+      integer(path, "value_dim", layer.value().tensor.dim, 1, kMaxExtent);
+    }
+    const std::string* previous = nullptr;
+    for (const TensorCodebook& codebook : layer.tensors) {
+      const CachedTensor& tensor = codebook.tensor;
+      const std::string group = path + "/" + tensor.name;
+      if (!is_tensor_name(tensor.name)) {
+        fail(group, concat("'", tensor.name, "' is no name of a tensor; expected lower-case letters, digits ",
+                           "and _, a letter first"));
+      }
+      if (previous != nullptr && *previous == tensor.name) fail(group, "the tensor is given twice");
+      previous = &tensor.name;
+      if (has_kv_heads && (tensor.name == "key" || tensor.name == "value")) continue;
+      integer(group, "heads", tensor.heads, 1, kMaxExtent);
+      integer(group, "dim", tensor.dim, 1, kMaxExtent);
+    }
+  }
+
+  static bool is_tensor_name(std::string_view name) {
+    // Not isalpha(), which asks the locale.
+    const auto letter = [](char c) { return c >= 'a' && c <= 'z'; };
+    return !name.empty() && letter(name.front()) &&
+           std::ranges::all_of(name, [&](char c) { return letter(c) || (c >= '0' && c <= '9') || c == '_'; });
+  }
+
+  void check_tensor(const std::string& path, const TensorCodebook& tensor) const {
+    const auto channels = static_cast<std::size_t>(tensor.tensor.channels());
+    const std::size_t thresholds = tensor.tensor.thresholds == ThresholdScope::channel ? channels : 0;
     floats(path + "/fisher_channel", tensor.fisher_channel, channels);
     if (const auto bad = std::ranges::find_if(tensor.fisher_channel, [](float f) { return f < 0; });
         bad != tensor.fisher_channel.end()) {

@@ -70,13 +70,26 @@ class Encoder {
   void encode_layer(const LayerCodebook& layer) {
     const std::string path = layer_path(layer.index);
     tree_.groups.insert(path);
-    set(path, "kv_heads", hdf5_integer(layer.kv_heads));
-    set(path, "key_dim", hdf5_integer(layer.key_dim));
-    set(path, "value_dim", hdf5_integer(layer.value_dim));
+    const bool has_kv_heads = layer.has_kv_heads();
+    if (has_kv_heads) {
+      set(path, "kv_heads", hdf5_integer(layer.key().tensor.heads));
+      set(path, "key_dim", hdf5_integer(layer.key().tensor.dim));
+      set(path, "value_dim", hdf5_integer(layer.value().tensor.dim));
+    }
     set(path, "rope", hdf5_text(layer.rope_json));
     set(path, "window", hdf5_integer(layer.window));
-    encode_tensor(path + "/key", layer.key);
-    encode_tensor(path + "/value", layer.value);
+    for (const TensorCodebook& tensor : layer.tensors) {
+      const std::string& name = tensor.tensor.name;
+      const std::string group = path + "/" + name;
+      encode_tensor(group, tensor);
+      if (!has_kv_heads || (name != "key" && name != "value")) encode_description(group, tensor.tensor);
+    }
+  }
+
+  void encode_description(const std::string& path, const CachedTensor& tensor) {
+    set(path, "heads", hdf5_integer(tensor.heads));
+    set(path, "dim", hdf5_integer(tensor.dim));
+    set(path, "thresholds", hdf5_text(threshold_scope_name(tensor.thresholds)));
   }
 
   void encode_tensor(const std::string& path, const TensorCodebook& tensor) {
@@ -114,9 +127,11 @@ class Encoder {
 Codebook sorted(Codebook codebook) {
   std::ranges::sort(codebook.layers, {}, &LayerCodebook::index);
   for (LayerCodebook& layer : codebook.layers) {
-    for (TensorCodebook* tensor : {&layer.key, &layer.value}) {
-      std::ranges::sort(tensor->outliers, {}, &OutlierSet::fraction);
-      for (OutlierSet& set : tensor->outliers) std::ranges::sort(set.datatypes, {}, &Datatype::bits);
+    std::ranges::sort(layer.tensors, {},
+                      [](const TensorCodebook& tensor) { return tensor_rank(tensor.tensor); });
+    for (TensorCodebook& tensor : layer.tensors) {
+      std::ranges::sort(tensor.outliers, {}, &OutlierSet::fraction);
+      for (OutlierSet& set : tensor.outliers) std::ranges::sort(set.datatypes, {}, &Datatype::bits);
     }
   }
   return codebook;

@@ -1,7 +1,8 @@
-# What another project gets from find_package(kvcal): the solver, the codebook reader and writer, the codec.
+# What another project gets from find_package(kvcal): the solver, the codebook reader and writer, the codec; with COMPONENTS
+# tokenizer also the tokenizers, which need more libraries.
 include(CMakePackageConfigHelpers)
 
-set(kvcal_public base kmeans formats codec)
+set(kvcal_public base kmeans formats tokenizer codec)
 set(kvcal_public_folders base kmeans formats cuda)
 foreach(name IN LISTS kvcal_public)
   install(TARGETS kvcal_${name} EXPORT kvcal-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})

@@ -1,16 +1,24 @@
-# A folder is a namespace is a target. kvcal_library(NAME FOLDER f SOURCES ... USES ...) makes the target kvcal_NAME (alias
-# kvcal::NAME) from a folder, which sees only the headers of the folders it names: each target exports a directory that holds
-# nothing but a link to its own folder, so that an include that is not declared does not compile.
+# A folder is a namespace is a target. kvcal_library(NAME FOLDER f SOURCES ... USES ... [ROOMS ...]) makes the target kvcal_NAME
+# (alias kvcal::NAME) from a folder, which sees only the headers of the folders it names: each target exports a directory that
+# holds nothing but links to its own folder's contents, so that an include that is not declared does not compile. ROOMS are the
+# subfolders that are targets of their own.
 function(kvcal_library name)
-  cmake_parse_arguments(ARG "" "FOLDER" "SOURCES;USES;PRIVATE" ${ARGN})
+  cmake_parse_arguments(ARG "" "FOLDER" "SOURCES;USES;PRIVATE;ROOMS" ${ARGN})
   set(target kvcal_${name})
   add_library(${target} STATIC ${ARG_SOURCES})
   add_library(kvcal::${name} ALIAS ${target})
   set_target_properties(${target} PROPERTIES EXPORT_NAME ${name})
 
-  set(view ${PROJECT_BINARY_DIR}/include/${ARG_FOLDER})
-  file(MAKE_DIRECTORY ${view})
-  file(CREATE_LINK ${PROJECT_SOURCE_DIR}/${ARG_FOLDER} ${view}/${ARG_FOLDER} SYMBOLIC)
+  set(view ${PROJECT_BINARY_DIR}/include/${name})
+  file(REMOVE_RECURSE ${view})
+  file(MAKE_DIRECTORY ${view}/${ARG_FOLDER})
+  file(GLOB headers CONFIGURE_DEPENDS LIST_DIRECTORIES true RELATIVE ${PROJECT_SOURCE_DIR}/${ARG_FOLDER}
+       ${PROJECT_SOURCE_DIR}/${ARG_FOLDER}/*)
+  foreach(entry IN LISTS headers)
+    if(NOT entry IN_LIST ARG_ROOMS)
+      file(CREATE_LINK ${PROJECT_SOURCE_DIR}/${ARG_FOLDER}/${entry} ${view}/${ARG_FOLDER}/${entry} SYMBOLIC)
+    endif()
+  endforeach()
   target_include_directories(${target} PUBLIC
     $<BUILD_INTERFACE:${view}>
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/kvcal>)

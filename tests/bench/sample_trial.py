@@ -1,5 +1,5 @@
 """How many samples are enough: codebooks from more and more samples, and what each costs on text that none of them saw. Writes
-the table of docs/method.md from which the limits of calib/sample_judgement.h were read.
+the table of docs/method.md from which the limits of calib/fit/sample_judgement.h were read.
 
     python tests/bench/sample_trial.py --kvcal build/release/bin/kvcal --shared ../shared/data --docs docs/method.md
 """

@@ -156,15 +156,15 @@ TEST_F(CalibrateTest, TooLittleOrTooMuchMemoryIsRefusedBeforeAnythingIsWritten) 
 /// Keys of all samples by layer, from the model itself: [tokens, channels] each.
 std::vector<std::vector<at::Tensor>> keys_of_model(const fs::path& folder, const fs::path& tokens) {
   const at::NoGradGuard no_graph;
-  const ModelConfig config = read_model_config(folder);
-  const auto model = load_model(config, std::make_shared<const WeightLoader>(folder, at::kFloat));
-  const TokenWindows windows = load_tokens(tokens, config.vocab_size);
+  const auto model =
+      load_model(read_model_definition(folder), std::make_shared<const WeightLoader>(folder, Placement{}));
+  const TokenWindows windows = load_tokens(tokens, model->config().vocab_size);
   std::vector<std::vector<at::Tensor>> keys(kLayers);
   for (std::int64_t sample = 0; sample < kSamples; ++sample) {
     at::Tensor hidden = model->embed(windows.sample(sample));
     for (int layer = 0; layer < kLayers; ++layer) {
       const auto block = model->load_block(layer);
-      keys[static_cast<std::size_t>(layer)].push_back(fisher::block_taps(*block, hidden).keys);
+      keys[static_cast<std::size_t>(layer)].push_back(fisher::block_cache(*block, 2, hidden).cached[0]);
       hidden = block->forward(hidden, nullptr);
     }
   }
@@ -181,9 +181,9 @@ TEST_F(CalibrateTest, SinksAreTheFirstTokensOfEachSample) {
   bool last_would_differ = false, all_would_differ = false;
   ASSERT_EQ(codebook.layers.size(), keys.size());
   for (std::size_t layer = 0; layer < keys.size(); ++layer) {
-    EXPECT_EQ(codebook.layers[layer].key.fisher_channel, rows);
-    EXPECT_EQ(codebook.layers[layer].value.fisher_channel, rows);
-    const formats::OutlierSet& set = codebook.layers[layer].key.outliers[0];
+    EXPECT_EQ(codebook.layers[layer].key().fisher_channel, rows);
+    EXPECT_EQ(codebook.layers[layer].value().fisher_channel, rows);
+    const formats::OutlierSet& set = codebook.layers[layer].key().outliers[0];
     ASSERT_EQ(set.fraction, 0);
     const at::Tensor lower = at::tensor(at::ArrayRef<float>(set.lower));
     const at::Tensor upper = at::tensor(at::ArrayRef<float>(set.upper));

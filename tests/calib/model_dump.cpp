@@ -10,8 +10,8 @@
 #include <memory>
 #include <string>
 
-#include "calib/model.h"
-#include "calib/text_sampler.h"
+#include "calib/model/model.h"
+#include "calib/text/text_sampler.h"
 #include "fisher/block_gradients.h"
 #include "fisher/head_loss.h"
 #include "formats/safetensors.h"
@@ -42,11 +42,13 @@ class Output {
 
 void dump(const std::string& folder, const std::string& tokens, const std::string& out,
           at::ScalarType dtype) {
-  const auto config = calib::read_model_config(folder);
-  const auto model = calib::load_model(config, std::make_shared<const calib::WeightLoader>(folder, dtype));
+  const auto model = calib::load_model(
+      calib::read_model_definition(folder),
+      std::make_shared<const calib::WeightLoader>(folder, calib::Placement{.dtype = dtype}));
+  const calib::ModelConfig& config = model->config();
   const auto windows = calib::load_tokens(tokens, config.vocab_size);
   const auto head = model->load_head();
-  std::vector<at::Tensor> key_fisher(static_cast<std::size_t>(config.num_layers));
+  std::vector<at::Tensor> key_fisher(static_cast<std::size_t>(config.num_layers()));
   std::vector<at::Tensor> value_fisher = key_fisher;
   std::vector<float> losses;
   Output output;
@@ -54,29 +56,29 @@ void dump(const std::string& folder, const std::string& tokens, const std::strin
     std::vector<at::Tensor> inputs = {model->embed(windows.sample(s))};
     {
       const at::NoGradGuard no_graph;
-      for (int l = 0; l < config.num_layers; ++l)
+      for (int l = 0; l < config.num_layers(); ++l)
         inputs.push_back(model->load_block(l)->forward(inputs.back(), nullptr));
       output.add("logits." + std::to_string(s), head->logits(inputs.back()));
     }
     auto loss = fisher::head_loss(*head, inputs.back(), windows.sample(s), true, 100);
     losses.push_back(static_cast<float>(loss.loss));
     at::Tensor gradient = loss.hidden_gradient;
-    for (int l = config.num_layers - 1; l >= 0; --l) {
+    for (int l = config.num_layers() - 1; l >= 0; --l) {
       const auto at_layer = static_cast<std::size_t>(l);
-      const auto result = fisher::block_gradients(*model->load_block(l), inputs[at_layer], gradient, true);
+      const auto result = fisher::block_gradients(*model->load_block(l), 2, inputs[at_layer], gradient, true);
       gradient = result.input_gradient;
       const std::string suffix = std::to_string(s) + "." + std::to_string(l);
-      output.add("keys." + suffix, result.keys);
-      output.add("values." + suffix, result.values);
+      output.add("keys." + suffix, result.cached[0]);
+      output.add("values." + suffix, result.cached[1]);
       const auto accumulate = [](at::Tensor& sum, const at::Tensor& g) {
         const at::Tensor squares = g.to(at::kDouble).square().sum(0);
         sum = sum.defined() ? sum + squares : squares;
       };
-      accumulate(key_fisher[at_layer], result.key_gradients);
-      accumulate(value_fisher[at_layer], result.value_gradients);
+      accumulate(key_fisher[at_layer], result.gradients[0]);
+      accumulate(value_fisher[at_layer], result.gradients[1]);
     }
   }
-  for (int l = 0; l < config.num_layers; ++l) {
+  for (int l = 0; l < config.num_layers(); ++l) {
     output.add("key_fisher." + std::to_string(l), key_fisher[static_cast<std::size_t>(l)]);
     output.add("value_fisher." + std::to_string(l), value_fisher[static_cast<std::size_t>(l)]);
   }

@@ -23,9 +23,9 @@
 
 #include "base/error.h"
 #include "calib/calibrate.h"
-#include "calib/machine.h"
-#include "calib/model.h"
-#include "calib/text_sampler.h"
+#include "calib/plan/machine.h"
+#include "calib/model/model.h"
+#include "calib/text/text_sampler.h"
 #include "fisher/block_gradients.h"
 #include "formats/npy.h"
 #include "formats/safetensors.h"

@@ -2,11 +2,13 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <limits>
 #include <thread>
 
+#include "formats/internal/hdf5_tree.h"
 #include "formats_testing.h"
 #include "sample_codebook.h"
 
@@ -35,11 +37,106 @@ TEST(Codebook, OneLayerAloneIsAFile) {
   EXPECT_EQ(round_trip(folder / "layer.h5", sample_codebook({1})), sample_codebook({1}));
 }
 
+/// A tensor that is neither key nor value.
+TensorCodebook gate(std::string_view name = "gate") {
+  return testing::sample_tensor({std::string(name), 3, 5, ThresholdScope::channel}, 2);
+}
+
+Codebook with_gate() {
+  Codebook codebook = sample_codebook();
+  for (LayerCodebook& layer : codebook.layers) layer.tensors.push_back(gate());
+  return codebook;
+}
+
+TEST(Codebook, ALayerMayCacheAThirdTensor) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(round_trip(folder / "a.h5", with_gate()), with_gate());
+  Codebook shuffled = with_gate();
+  for (LayerCodebook& layer : shuffled.layers) std::ranges::reverse(layer.tensors);
+  EXPECT_EQ(round_trip(folder / "b.h5", shuffled), with_gate());
+}
+
+TEST(Codebook, ALayerMayCacheNeitherKeysNorValues) {
+  const TemporaryFolder folder;
+  Codebook codebook = sample_codebook();
+  for (LayerCodebook& layer : codebook.layers)
+    layer.tensors = {testing::sample_tensor({"latent", 1, 7, ThresholdScope::token}, 1)};
+  EXPECT_EQ(round_trip(folder / "a.h5", codebook), codebook);
+  EXPECT_EQ(codebook.layers[1].find("key"), nullptr);
+  EXPECT_ERROR((void)codebook.layers[1].key(), "layer 2: no tensor 'key'");
+}
+
+TEST(Codebook, KeysAndValuesNeedNotBeOfTheUsualKind) {
+  const TemporaryFolder folder;
+  const CachedTensor usual_key{"key", 2, 4, ThresholdScope::channel};
+  const CachedTensor usual_value{"value", 2, 3, ThresholdScope::token};
+  CachedTensor key_by_token = usual_key, value_of_three_heads = usual_value;
+  key_by_token.thresholds = ThresholdScope::token;
+  value_of_three_heads.heads = 3;
+  for (const auto& tensors :
+       {std::vector{key_by_token, usual_value}, std::vector{usual_key, value_of_three_heads},
+        std::vector{usual_key}, std::vector{usual_value}}) {
+    Codebook codebook = sample_codebook({0});
+    codebook.layers[0].tensors.clear();
+    for (const CachedTensor& tensor : tensors)
+      codebook.layers[0].tensors.push_back(testing::sample_tensor(tensor, 1));
+    EXPECT_EQ(round_trip(folder / "a.h5", codebook), codebook);
+  }
+}
+
+/// A file with a third tensor in each layer, changed and sealed anew.
+template <typename Change>
+std::filesystem::path changed_file(const TemporaryFolder& folder, const Change& change) {
+  const std::filesystem::path path = folder / "changed.h5";
+  write_codebook(path, with_gate());
+  Hdf5Tree tree = read_hdf5_tree(path);
+  change(tree);
+  tree.values.insert_or_assign("/@content_sha256", hdf5_text(content_sha256(tree)));
+  write_hdf5_tree(path, tree);
+  return path;
+}
+
+TEST(Codebook, ATensorThatLacksWhatDescribesItIsRefused) {
+  const TemporaryFolder folder;
+  const auto expect = [&](const auto& change, std::string_view part) {
+    const std::filesystem::path path = changed_file(folder, change);
+    EXPECT_ERROR((void)read_codebook(path), part);
+  };
+  expect([](Hdf5Tree& tree) { tree.values.erase("/layers/0000/gate@dim"); },
+         "/layers/0000/gate@dim: the attribute is missing");
+  expect([](Hdf5Tree& tree) { tree.values.erase("/layers/0002/gate@thresholds"); },
+         "/layers/0002/gate@thresholds: the attribute is missing");
+  expect(
+      [](Hdf5Tree& tree) { tree.values.insert_or_assign("/layers/0000/gate@thresholds", hdf5_text("head")); },
+      "/layers/0000/gate@thresholds: is 'head'");
+  expect([](Hdf5Tree& tree) { tree.values.erase("/layers/0000@key_dim"); },
+         "/layers/0000@key_dim: the attribute is missing");
+}
+
+TEST(Codebook, AGroupOfALayerThatIsNoTensorIsPassedOver) {
+  const TemporaryFolder folder;
+  Codebook read = read_codebook(
+      changed_file(folder, [](Hdf5Tree& tree) { tree.values.erase("/layers/0000/gate@heads"); }));
+  Codebook expected = with_gate();
+  expected.layers[0].tensors.pop_back();
+  read.content_sha256.clear();
+  EXPECT_EQ(read, expected);
+}
+
+TEST(Codebook, ALayerWithNoTensorIsRefused) {
+  const TemporaryFolder folder;
+  const std::filesystem::path path = changed_file(folder, [](Hdf5Tree& tree) {
+    for (const char* name : {"@kv_heads", "@key_dim", "@value_dim", "/gate@heads"})
+      tree.values.erase(std::string("/layers/0000") + name);
+  });
+  EXPECT_ERROR((void)read_codebook(path), "/layers/0000@kv_heads: the attribute is missing");
+}
+
 TEST(Codebook, TheSameCodebookGivesTheSameBytes) {
   const TemporaryFolder folder;
   Codebook shuffled = sample_codebook();
   std::swap(shuffled.layers[0], shuffled.layers[1]);
-  for (LayerCodebook& layer : shuffled.layers) std::swap(layer.key.outliers[0], layer.key.outliers[1]);
+  for (LayerCodebook& layer : shuffled.layers) std::swap(layer.key().outliers[0], layer.key().outliers[1]);
   write_codebook(folder / "a.h5", sample_codebook());
   write_codebook(folder / "b.h5", sample_codebook());
   write_codebook(folder / "c.h5", shuffled);
@@ -61,10 +158,7 @@ TEST(Codebook, TakesTheSizesOfLargeModels) {
   codebook.calibration.options_json =
       "\"" + std::string(200'000, 'x') + "\"";  // beyond what an object header takes
   LayerCodebook layer = codebook.layers[0];
-  layer.kv_heads = 8;
-  layer.key_dim = layer.value_dim = 128;
-  layer.key = testing::sample_tensor(1024, true, 1);
-  layer.value = testing::sample_tensor(1024, false, 1);
+  layer.tensors = testing::sample_tensors(8, 128, 128, 1);
   codebook.layers.clear();
   for (layer.index = 0; layer.index < 200; ++layer.index) codebook.layers.push_back(layer);
   EXPECT_EQ(round_trip(folder / "large.h5", codebook), codebook);
@@ -89,7 +183,7 @@ TEST(Codebook, OutlierGroupsAreNamedAsPrintfDoes) {
 TEST(Codebook, AFractionThatPrintsRoundedIsKeptExactly) {
   const TemporaryFolder folder;
   Codebook codebook = sample_codebook();
-  codebook.layers[0].key.outliers[1].fraction = 1.0 / 3;
+  codebook.layers[0].key().outliers[1].fraction = 1.0 / 3;
   EXPECT_EQ(round_trip(folder / "a.h5", codebook), codebook);
 }
 
@@ -105,29 +199,51 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
   expect([](Codebook& c) { c.layers.clear(); }, "/layers: no layer");
   expect([](Codebook& c) { c.layers[1].index = 0; }, "/layers/0000: the layer is given twice");
   expect([](Codebook& c) { c.layers[1].index = 3; }, "/layers/0003: the layer is 3");
-  expect([](Codebook& c) { c.layers[0].key.fisher_channel.pop_back(); },
+  expect([](Codebook& c) { c.layers[0].key().fisher_channel.pop_back(); },
          "/layers/0000/key/fisher_channel: has 7 elements");
-  expect([&](Codebook& c) { c.layers[0].value.fisher_channel[2] = nan; },
+  expect([&](Codebook& c) { c.layers[0].value().fisher_channel[2] = nan; },
          "/value/fisher_channel: element 2 is not finite");
-  expect([&](Codebook& c) { c.layers[0].value.fisher_channel[2] = -1; }, "element 2 is negative");
-  expect([&](Codebook& c) { c.layers[0].key.outliers[1].lower[3] = nan; },
+  expect([&](Codebook& c) { c.layers[0].value().fisher_channel[2] = -1; }, "element 2 is negative");
+  expect([&](Codebook& c) { c.layers[0].key().outliers[1].lower[3] = nan; },
          "outliers_0.01/lower: element 3 is not finite");
-  expect([](Codebook& c) { c.layers[0].key.outliers[1].lower[3] = 99; },
+  expect([](Codebook& c) { c.layers[0].key().outliers[1].lower[3] = 99; },
          "channel 3: lower 99 is above upper");
-  expect([](Codebook& c) { c.layers[0].value.outliers[0].lower = {1}; },
+  expect([](Codebook& c) { c.layers[0].value().outliers[0].lower = {1}; },
          "/value/outliers_0/lower: has 1 elements");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].datatypes[1].centroids[4] = -5; },
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[1].centroids[4] = -5; },
          "nuq3/centroids: centroid 4 (-5) is below");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].datatypes[1].centroids.push_back(1); },
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[1].centroids.push_back(1); },
          "nuq3/centroids: has 9 elements");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].datatypes[0].bits = 9; }, "bits of a datatype is 9");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].datatypes[0].bits = 3; }, "has 4 elements");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].fraction = 0.01; },
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[0].bits = 9; }, "bits of a datatype is 9");
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[0].bits = 3; }, "has 4 elements");
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].fraction = 0.01; },
          "outliers_0.01: the fraction is given twice");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].fraction = 0.5; }, "fraction of 0.5");
-  expect([](Codebook& c) { c.layers[0].key.outliers[0].datatypes[0].qnorm_scale = INFINITY; },
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].fraction = 0.5; }, "fraction of 0.5");
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[0].qnorm_scale = INFINITY; },
          "qnorm_scale is inf");
-  expect([](Codebook& c) { c.layers[0].kv_heads = 0; }, "kv_heads is 0");
+  expect([](Codebook& c) { c.layers[0].key().tensor.heads = c.layers[0].value().tensor.heads = 0; },
+         "/layers/0000: kv_heads is 0");
+  expect([](Codebook& c) { c.layers[0].key().tensor.dim = 0; }, "/layers/0000: key_dim is 0");
+  expect([](Codebook& c) { c.layers[0].value().tensor.dim = 0; }, "/layers/0000: value_dim is 0");
+  expect([](Codebook& c) { c.layers[0].tensors.clear(); }, "/layers/0000: no tensor");
+  expect([](Codebook& c) { c.layers[0].tensors.push_back(c.layers[0].key()); },
+         "/layers/0000/key: the tensor is given twice");
+  for (const std::string_view name : {"", "Gate", "1gate", "_gate", "gate/key", "gate-2", "gâte"}) {
+    expect([&](Codebook& c) { c.layers[0].tensors.push_back(gate(name)); },
+           base::concat("/layers/0000/", name, ": '", name, "' is no name of a tensor"));
+  }
+  expect(
+      [](Codebook& c) {
+        c.layers[0].tensors.push_back(gate());
+        c.layers[0].tensors.back().tensor.dim = 0;
+      },
+      "/layers/0000/gate: dim is 0");
+  expect(
+      [](Codebook& c) {
+        c.layers[0].tensors.push_back(gate());
+        c.layers[0].tensors.back().tensor.thresholds = ThresholdScope::token;
+      },
+      "/layers/0000/gate/outliers_0/lower: has 15 elements; the layer's shape asks for 0");
   expect([](Codebook& c) { c.calibration.loss = NAN; }, "/calibration: loss is nan");
   expect([](Codebook& c) { c.model.rope_json = ""; }, "/model@rope: is not JSON");
   expect([](Codebook& c) { c.model.name = "\xff"; }, "/model@name: is not UTF-8");

@@ -14,14 +14,16 @@ inline std::vector<float> ramp(int count, float first, float step) {
   return values;
 }
 
-inline TensorCodebook sample_tensor(int channels, bool thresholds, float seed) {
+inline TensorCodebook sample_tensor(const CachedTensor& described, float seed) {
   TensorCodebook tensor;
+  tensor.tensor = described;
+  const int channels = static_cast<int>(described.channels());
   tensor.fisher_channel = ramp(channels, seed, 0.25F);
   tensor.halves = {0.0125, 0.5};
   for (const double fraction : {0.0, 0.01}) {
     OutlierSet set;
     set.fraction = fraction;
-    if (thresholds) {
+    if (described.thresholds == ThresholdScope::channel) {
       set.lower = ramp(channels, -3.5F - seed, 0.1F);
       set.upper = ramp(channels, 2.25F + seed, 0.3F);
     }
@@ -39,6 +41,12 @@ inline TensorCodebook sample_tensor(int channels, bool thresholds, float seed) {
     tensor.outliers.push_back(set);
   }
   return tensor;
+}
+
+/// The tensors of a family that caches keys and values.
+inline std::vector<TensorCodebook> sample_tensors(int kv_heads, int key_dim, int value_dim, float key_seed) {
+  return {sample_tensor({"key", kv_heads, key_dim, ThresholdScope::channel}, key_seed),
+          sample_tensor({"value", kv_heads, value_dim, ThresholdScope::token}, 0.5F)};
 }
 
 inline Codebook sample_codebook(std::vector<int> layers = {0, 2}) {
@@ -67,13 +75,9 @@ inline Codebook sample_codebook(std::vector<int> layers = {0, 2}) {
   for (const int index : layers) {
     LayerCodebook layer;
     layer.index = index;
-    layer.kv_heads = 2;
-    layer.key_dim = 4;
-    layer.value_dim = 3;
     layer.rope_json = R"({"rope_theta":10000.0})";
     layer.window = index == 2 ? 4096 : 0;
-    layer.key = sample_tensor(8, true, static_cast<float>(index));
-    layer.value = sample_tensor(6, false, 0.5F);
+    layer.tensors = sample_tensors(2, 4, 3, static_cast<float>(index));
     codebook.layers.push_back(layer);
   }
   return codebook;

@@ -1,5 +1,5 @@
 // Tokenizers on files made here; agreement with the reference on real ones is tokenizer_reference_test.py's.
-#include "formats/tokenizer.h"
+#include "formats/tokenizer/tokenizer.h"
 
 #include <gtest/gtest.h>
 

@@ -8,3 +8,15 @@ run(${CMAKE_COMMAND} -S ${CONSUMER} -B ${WORK}/build -G ${GENERATOR} -DCMAKE_CXX
     -Dkvcal_DIR=${WORK}/prefix/${LIBDIR}/cmake/kvcal)
 run(${CMAKE_COMMAND} --build ${WORK}/build)
 run(${WORK}/build/consumer ${WORK}/made.h5)
+
+# Who only reads codebooks links nothing of the tokenizers.
+execute_process(COMMAND ${CMAKE_COMMAND} --build ${WORK}/build --clean-first --verbose OUTPUT_VARIABLE commands
+                COMMAND_ERROR_IS_FATAL ANY)
+if(NOT commands MATCHES "libkvcal_formats[.]a")
+  message(FATAL_ERROR "the commands of the build do not show what is linked:\n${commands}")
+endif()
+foreach(library pcre2 utf8proc sentencepiece libkvcal_tokenizer)
+  if(commands MATCHES "${library}")
+    message(FATAL_ERROR "the consumer links ${library}:\n${commands}")
+  endif()
+endforeach()

@@ -15,17 +15,17 @@ kvcal::formats::Codebook make_codebook(const std::vector<float>& centroids) {
   kvcal::formats::Datatype datatype;
   datatype.bits = 2;
   datatype.centroids = centroids;
+  using kvcal::formats::ThresholdScope;
   kvcal::formats::TensorCodebook value;
+  value.tensor = {"value", 1, 4, ThresholdScope::token};
   value.fisher_channel.assign(4, 1.0F);
   value.outliers.push_back({0, {}, {}, {datatype}});
   kvcal::formats::TensorCodebook key = value;
+  key.tensor = {"key", 1, 4, ThresholdScope::channel};
   key.outliers[0].lower.assign(4, -1.0F);
   key.outliers[0].upper.assign(4, 1.0F);
   kvcal::formats::LayerCodebook layer;
-  layer.kv_heads = 1;
-  layer.key_dim = layer.value_dim = 4;
-  layer.key = key;
-  layer.value = value;
+  layer.tensors = {key, value};
 
   kvcal::formats::Codebook codebook;
   const std::string digest(64, '0');
@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
 
   kvcal::formats::write_codebook(argv[1], make_codebook(fitted));
   const auto codebook = kvcal::formats::read_codebook(argv[1]);
-  const auto& stored = codebook.layers.at(0).value.outliers.at(0).datatypes.at(0).centroids;
+  const auto& stored = codebook.layers.at(0).value().outliers.at(0).datatypes.at(0).centroids;
 
   const auto datatype = kvcal::codec::make_datatype(stored);
   const auto back = kvcal::codec::decode_value(kvcal::codec::encode_value(points, {}, datatype), datatype);

@@ -1,0 +1,52 @@
+// calib/fit/fit_source.h: a captured tensor as the solver wants it: normalised inliers and their weights, a chunk
+// of rows at a time.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "calib/engine/layer_capture.h"
+#include "calib/fit/thresholds.h"
+#include "kmeans/weighted_kmeans.h"
+
+namespace kvcal::calib {
+
+/// How an element's weight is made of its gradient and its range.
+enum class Weighting {
+  kRange,  ///< F s^2: an error of e in x' is one of s e in x (docs/method.md)
+  kPlain,  ///< F
+  kUnit,   ///< 1: where all weights of a fit are zero
+};
+
+/// The points x' = (x - zero) / range and weights of all inliers: lower <= x <= upper and range > 0. No copy
+/// of the tensor is made; each load() computes a chunk anew, in double: in float the rounding of points would
+/// show in the objective's eighth digit, and squares of small gradients would underflow.
+class FitSource final : public kmeans::PointSource<double> {
+ public:
+  /// thresholds: one pair per channel (groups = 0), or per row and group. The rows and the thresholds outlive
+  /// this object.
+  FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting,
+            int threads);
+
+  [[nodiscard]] std::int64_t num_chunks() const override;
+  void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override;
+
+  [[nodiscard]] std::int64_t inliers() const { return inliers_; }
+  /// Whether every weight is zero (then only kUnit can be fitted).
+  [[nodiscard]] bool weightless() const { return !(largest_weight_ > 0); }
+
+ private:
+  template <typename Visit>
+  void visit(std::int64_t chunk, const Visit& visit) const;
+
+  CapturedRows rows_;
+  std::vector<Normaliser> normalisers_;
+  const Thresholds& thresholds_;
+  int groups_;
+  Weighting weighting_;
+  std::int64_t rows_per_chunk_;
+  std::int64_t inliers_ = 0;
+  double largest_weight_ = 0;
+};
+
+}  // namespace kvcal::calib

@@ -1,0 +1,163 @@
+#include "calib/fit/layer_fit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "base/error.h"
+#include "base/float16.h"
+#include "base/parallel.h"
+#include "calib/fit/fit_source.h"
+#include "calib/fit/qnorm.h"
+#include "calib/fit/sample_halves.h"
+#include "calib/fit/thresholds.h"
+
+namespace kvcal::calib {
+namespace {
+
+// Channels whose sums are taken together.
+constexpr std::int64_t kChannelsAtOnce = 64;
+
+struct TensorName {
+  int layer;
+  std::string kind;  // "key", say
+  [[nodiscard]] std::string text() const { return base::concat("layer ", layer, ", ", kind, "s"); }
+};
+
+std::vector<float> fisher_channel(const CapturedTensor& tensor, int threads) {
+  const std::int64_t channels = tensor.x.columns();
+  std::vector<float> sums(static_cast<std::size_t>(channels), static_cast<float>(tensor.x.rows()));
+  if (tensor.gradients.empty()) return sums;
+  base::parallel_for((channels + kChannelsAtOnce - 1) / kChannelsAtOnce, threads, [&](std::int64_t block) {
+    const auto first = static_cast<std::size_t>(block * kChannelsAtOnce);
+    const auto width =
+        static_cast<std::size_t>(std::min(kChannelsAtOnce, channels - block * kChannelsAtOnce));
+    std::vector<double> totals(width);
+    for (std::int64_t r = 0; r < tensor.x.rows(); ++r) {
+      const auto row = tensor.gradients.row(r).subspan(first, width);
+      for (std::size_t c = 0; c < width; ++c)
+        totals[c] += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+    }
+    for (std::size_t c = 0; c < width; ++c) sums[first + c] = static_cast<float>(totals[c]);
+  });
+  return sums;
+}
+
+// Where a pair of thresholds stands: a channel of keys; of values the token, and its largest channel.
+std::string place_of(const CapturedRows& rows, std::size_t pair, int groups) {
+  if (groups == 0) return base::concat("channel ", pair);
+  const auto row = static_cast<std::int64_t>(pair) / groups;
+  const auto x = rows.x(row);
+  const auto largest =
+      std::ranges::max_element(x, [](float a, float b) { return std::abs(a) < std::abs(b); });
+  return base::concat("channel ", largest - x.begin(), " of captured token ", row);
+}
+
+// groups: 0 for a pair per channel.
+void check_half_range(const CapturedRows& rows, const Thresholds& thresholds, const TensorName& name,
+                      int groups) {
+  for (std::size_t i = 0; i < thresholds.lower.size(); ++i) {
+    const Normaliser normal = normaliser(thresholds.lower[i], thresholds.upper[i]);
+    const auto overflows = [](double value) {
+      return (base::float_to_half(static_cast<float>(value)) & 0x7fffU) == 0x7c00U;
+    };
+    if (!overflows(normal.zero) && !overflows(normal.range)) continue;
+    throw base::InvalidInput(base::concat(
+        name.text(), ", ", place_of(rows, i, groups), ": thresholds ", thresholds.lower[i], " and ",
+        thresholds.upper[i],
+        " give a scale or zero beyond fp16 (65504), in which they are stored; is the checkpoint damaged?"));
+  }
+}
+
+std::vector<float> round_centroids(const std::vector<double>& centroids) {
+  return {centroids.begin(), centroids.end()};
+}
+
+std::vector<int> cluster_counts(const std::vector<int>& bits) {
+  std::vector<int> counts;
+  for (const int b : bits) counts.push_back(1 << b);
+  return counts;
+}
+
+// All bits of one outlier fraction.
+std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thresholds& thresholds,
+                                             int groups, double fraction, const TensorName& name,
+                                             const FitOptions& options) {
+  const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
+  auto source = std::make_unique<FitSource>(rows, thresholds, groups, weighting, options.threads);
+  if (source->inliers() == 0) {
+    throw base::InvalidInput(
+        base::concat(name.text(), ", outlier fraction ", fraction,
+                     ": nothing to fit; every channel is constant. Is the checkpoint a trained model?"));
+  }
+  std::string weights_name = rows.has_gradients() ? "fisher" : "none";
+  if (source->weightless()) {
+    weights_name = "uniform";
+    source = std::make_unique<FitSource>(rows, thresholds, groups, Weighting::kUnit, options.threads);
+  }
+  const std::vector<int> counts = cluster_counts(options.bits);
+  const std::vector<kmeans::Solution> solutions = kmeans::solve_all(*source, counts, 0.0, options.threads);
+
+  std::vector<formats::Datatype> datatypes;
+  std::vector<std::vector<float>> centroids;
+  for (std::size_t i = 0; i < solutions.size(); ++i) {
+    formats::Datatype datatype;
+    datatype.bits = options.bits[i];
+    datatype.centroids = round_centroids(solutions[i].centroids);
+    datatype.objective = solutions[i].objective;
+    datatype.lower_bound = solutions[i].lower_bound;
+    datatype.weights = weights_name;
+    centroids.push_back(datatype.centroids);
+    datatypes.push_back(std::move(datatype));
+  }
+  const std::vector<QNorm> norms = qnorm(*source, centroids, options.threads);
+  for (std::size_t i = 0; i < norms.size(); ++i) {
+    datatypes[i].qnorm_scale = norms[i].scale;
+    datatypes[i].qnorm_offset = norms[i].offset;
+  }
+  return datatypes;
+}
+
+formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, int layer, const FitOptions& options) {
+  const CapturedRows rows(tensor);
+  const TensorName name{layer, tensor.tensor.name};
+  const bool per_channel = tensor.tensor.thresholds == formats::ThresholdScope::channel;
+  const int groups = per_channel ? 0 : options.token_per_head ? tensor.tensor.heads : 1;
+  formats::TensorCodebook codebook;
+  codebook.tensor = tensor.tensor;
+  codebook.fisher_channel = fisher_channel(tensor, options.threads);
+  const std::vector<Thresholds> thresholds =
+      per_channel ? channel_thresholds(rows, options.outliers, options.threads)
+                  : row_thresholds(rows, groups, options.outliers, options.threads);
+  for (std::size_t f = 0; f < options.outliers.size(); ++f) {
+    check_half_range(rows, thresholds[f], name, groups);
+    formats::OutlierSet set;
+    set.fraction = options.outliers[f];
+    if (per_channel) {
+      set.lower = thresholds[f].lower;
+      set.upper = thresholds[f].upper;
+    }
+    set.datatypes = fit_datatypes(rows, thresholds[f], groups, set.fraction, name, options);
+    codebook.outliers.push_back(std::move(set));
+  }
+  const auto widest = std::max_element(options.outliers.begin(), options.outliers.end());
+  codebook.halves =
+      compare_halves(tensor, thresholds[static_cast<std::size_t>(widest - options.outliers.begin())],
+                     per_channel, groups, options);
+  return codebook;
+}
+
+}  // namespace
+
+formats::LayerCodebook fit_layer(const LayerCapture& capture, const LayerConfig& layer,
+                                 const FitOptions& options) {
+  formats::LayerCodebook fit;
+  fit.index = capture.layer;
+  fit.rope_json = layer.rope_json;
+  fit.window = layer.window;
+  for (const CapturedTensor& tensor : capture.tensors)
+    fit.tensors.push_back(fit_tensor(tensor, capture.layer, options));
+  return fit;
+}
+
+}  // namespace kvcal::calib

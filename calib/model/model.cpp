@@ -1,0 +1,106 @@
+#include "calib/model/model.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "formats/json_depth.h"
+
+namespace kvcal::calib {
+
+#define KVCAL_ARCHITECTURE(family) Architecture family();
+#include "calib/model/families/architectures.inc"
+#undef KVCAL_ARCHITECTURE
+
+namespace {
+
+std::string known_names() {
+  std::string names;
+  for (const Architecture& architecture : architectures())
+    names += (names.empty() ? "" : ", ") + architecture.name;
+  return names;
+}
+
+const Architecture& find_architecture(const ConfigReader& config) {
+  std::string asked;
+  if (config.has("architectures") && config.object()["architectures"].is_array()) {
+    for (const auto& name : config.object()["architectures"]) {
+      if (!name.is_string()) config.fail("architectures", "expected a list of names");
+      for (const Architecture& known : architectures()) {
+        if (known.name == name.get<std::string>()) return known;
+      }
+      asked += (asked.empty() ? "" : ", ") + name.get<std::string>();
+    }
+  }
+  const std::string model_type = config.text("model_type", "");
+  if (asked.empty()) {
+    for (const Architecture& known : architectures()) {
+      if (known.model_type == model_type) return known;
+    }
+    asked = "model_type '" + model_type + "'";
+  }
+  throw base::InvalidInput(base::concat(config.file().string(), ": the architecture ", asked,
+                                        " is not known; those known are: ", known_names(),
+                                        ". docs/architectures.md says how to add one"));
+}
+
+void refuse_quantised(const ConfigReader& config) {
+  if (config.is_null("quantization_config") && config.is_null("compression_config")) return;
+  const std::string key =
+      config.is_null("quantization_config") ? "compression_config" : "quantization_config";
+  const auto& quantised = config.object().at(key);
+  std::string method = "unknown";
+  if (quantised.is_object() && quantised.contains("quant_method") && quantised["quant_method"].is_string()) {
+    method = quantised["quant_method"].get<std::string>();
+  }
+  throw base::InvalidInput(base::concat(
+      config.file().string(), ": the weights are quantised (", key, ", method '", method,
+      "'); calibrate the original F16 or BF16 checkpoint, whose codebook serves the quantised one too, or "
+      "convert this one: "
+      "AutoModelForCausalLM.from_pretrained(DIR).dequantize() and save_pretrained() of transformers"));
+}
+
+}  // namespace
+
+const std::vector<Architecture>& architectures() {
+  static const std::vector<Architecture> known = {
+#define KVCAL_ARCHITECTURE(family) family(),
+#include "calib/model/families/architectures.inc"
+#undef KVCAL_ARCHITECTURE
+  };
+  return known;
+}
+
+ModelDefinition read_model_definition(const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / "config.json";
+  if (!std::filesystem::exists(file)) {
+    throw base::InvalidInput(
+        base::concat(folder.string(), ": no config.json; --model takes a folder of the Hugging Face form"));
+  }
+  nlohmann::json json;
+  try {
+    const std::string text = base::read_text_file(file);
+    formats::check_json_depth(text, file.string());
+    json = nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    throw base::InvalidInput(base::concat(file.string(), ": not valid JSON: ", error.what()));
+  }
+  const ConfigReader config(json, file);
+  const Architecture& architecture = find_architecture(config);
+  refuse_quantised(config);
+  return architecture.read(config);
+}
+
+std::unique_ptr<Model> load_model(const ModelDefinition& definition,
+                                  std::shared_ptr<const WeightLoader> weights) {
+  auto model = definition.make(weights);
+  const auto check = [&](const std::vector<TensorSpec>& specs) {
+    for (const TensorSpec& spec : specs) weights->check(spec);
+  };
+  check(model->embedding_weights());
+  for (int layer = 0; layer < definition.config.num_layers(); ++layer) check(model->block_weights(layer));
+  check(model->head_weights());
+  return model;
+}
+
+}  // namespace kvcal::calib

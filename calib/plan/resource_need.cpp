@@ -1,0 +1,228 @@
+#include "calib/plan/resource_need.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "calib/plan/block_probe.h"
+#include "calib/plan/machine.h"
+#include "calib/plan/tensor_memory.h"
+#include "fisher/head_loss.h"
+
+namespace kvcal::calib {
+namespace {
+
+// Resident bytes for each byte of cached activations: blocks of the pool are a little larger than tensors.
+constexpr double kCacheOverhead = 1.15;
+// For each lane: its stack, and the buffers in which matrix products and attention pack their operands.
+constexpr std::int64_t kLaneBytes = std::int64_t{8} << 20;
+// Bytes for each logit that exists: in float32 the log-softmax and two gradients, in the compute type the
+// logits and their gradient.
+constexpr std::int64_t kHeadBytesPerLogit = 16;
+// What logits take beside their two products: exponentials, sums, gradients.
+constexpr double kHeadSecondsPerLogit = 6e-9;
+// A fit of one value at one outlier fraction, all bits, on one thread.
+constexpr double kFitSecondsPerValue = 100e-9;
+// What the solver holds beside points: histograms of 16 stripes, twice.
+constexpr std::int64_t kSolverBytes = std::int64_t{40} << 20;
+
+struct WeightSizes {
+  std::int64_t parameters = 0;
+  std::int64_t bytes = 0;  // resident while in use
+};
+
+// A tensor stored in the compute type is used where it is mapped; another is converted, after which its pages
+// are dropped.
+WeightSizes weight_sizes(const RunShape& run, const std::vector<TensorSpec>& specs) {
+  const auto dtype = run.weights.dtype() == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
+  WeightSizes sizes;
+  std::int64_t largest_mapped = 0;
+  for (const TensorSpec& spec : specs) {
+    const formats::TensorView& stored = run.weights.checkpoint().get(spec.name);
+    const std::int64_t elements = base::element_count(stored.shape, stored.name);
+    const auto mapped = static_cast<std::int64_t>(stored.data.size());
+    sizes.parameters += elements;
+    if (stored.dtype == dtype) {
+      sizes.bytes += mapped;
+    } else {
+      sizes.bytes += elements * static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
+      largest_mapped = std::max(largest_mapped, mapped);
+    }
+  }
+  sizes.bytes += largest_mapped;
+  return sizes;
+}
+
+/// What one layer makes a run hold, beside its weights: the most of any layer.
+struct LayerSizes {
+  // Numbers that a token leaves in the cache.
+  std::int64_t cached = 0;
+  // Pairs of thresholds that are found for a token, at most.
+  std::int64_t token_scopes = 0;
+  // For a sample, of attention with a window: it works in blocks, which the few tokens of the probe do not
+  // fill: their outputs, and all of them together, forwards and backwards.
+  std::int64_t window_bytes = 0;
+};
+
+LayerSizes largest_sizes(const RunShape& run) {
+  const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
+  LayerSizes most;
+  for (int l = 0; l < run.model.config().num_layers(); ++l) {
+    LayerSizes sizes;
+    for (const formats::CachedTensor& tensor : run.model.cache(l)) {
+      sizes.cached += tensor.channels();
+      if (tensor.thresholds == formats::ThresholdScope::token) sizes.token_scopes += tensor.heads;
+    }
+    const LayerConfig& layer = run.model.config().layers[static_cast<std::size_t>(l)];
+    const bool windowed = layer.window > 0 && layer.window < run.seqlen;
+    if (windowed) sizes.window_bytes = 4 * run.seqlen * layer.num_attention_heads * layer.head_dim * element;
+    most.cached = std::max(most.cached, sizes.cached);
+    most.token_scopes = std::max(most.token_scopes, sizes.token_scopes);
+    most.window_bytes = std::max(most.window_bytes, sizes.window_bytes);
+  }
+  return most;
+}
+
+WeightSizes largest_layer(const RunShape& run) {
+  WeightSizes largest;
+  for (int layer = 0; layer < run.model.config().num_layers(); ++layer) {
+    const WeightSizes sizes = weight_sizes(run, run.model.block_weights(layer));
+    if (sizes.bytes > largest.bytes) largest = sizes;
+  }
+  return largest;
+}
+
+// Seconds of one thread for what is left, samples and fits together.
+double thread_seconds(const RunShape& run, const RemainingWork& left, const BlockProbe& probe) {
+  const auto tokens = static_cast<double>(run.tokens);
+  const double ratio = static_cast<double>(run.seqlen) / kAttentionTokens;
+  const double attention = static_cast<double>(run.samples) * ratio * ratio;
+  double seconds = left.forward_layers() *
+                   (tokens * probe.forward_seconds_per_token + attention * probe.attention_forward_seconds);
+  seconds += left.backward_layers() *
+             (tokens * probe.backward_seconds_per_token + attention * probe.attention_backward_seconds);
+  if (left.head) {
+    const int products = left.gradient.back() ? 2 : 1;
+    const double parameters = static_cast<double>(run.model.config().vocab_size) *
+                              static_cast<double>(run.model.config().hidden_size);
+    seconds += products * 2 * tokens * parameters / probe.product_rate +
+               tokens * static_cast<double>(run.model.config().vocab_size) * kHeadSecondsPerLogit;
+  }
+  const auto fits = static_cast<double>(std::count(left.fit.begin(), left.fit.end(), true));
+  seconds += fits * tokens * static_cast<double>(largest_sizes(run).cached * run.outlier_fractions) *
+             kFitSecondsPerValue;
+  return seconds;
+}
+
+/// Sets the memory that so many lanes need: that of the stage that needs most, for one comes after the other.
+void need_memory(const RunShape& run, const RemainingWork& left, const BlockProbe& probe, int lanes,
+                 ResourceNeed& need) {
+  const std::int64_t seqlen = run.seqlen;
+  const std::int64_t tokens = run.tokens;
+  const LayerSizes sizes = largest_sizes(run);
+  const std::int64_t layer_weights = largest_layer(run).bytes;
+  const std::int64_t rows = std::min(seqlen, fisher::head_rows(run.model.config().vocab_size));
+  const std::int64_t capture = tokens * sizes.cached * 4 * (run.with_gradients ? 2 : 1);
+  const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
+  const StageNeed forward{"forward", layer_weights,
+                          lanes * (probe.forward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes), 0, 0};
+  // A hidden state in, its gradient out.
+  const std::int64_t ends = 2 * seqlen * run.model.config().hidden_size * element;
+  const StageNeed loss{
+      "loss", weight_sizes(run, run.model.head_weights()).bytes,
+      lanes * (rows * run.model.config().vocab_size * kHeadBytesPerLogit + ends + kLaneBytes), 0, 0};
+  // One layer is captured while the one before it is fitted. A fit holds thresholds of every token with their
+  // zeros and ranges, and the points that the solver gathers.
+  const StageNeed backward{"backward", layer_weights,
+                           lanes * (probe.backward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes),
+                           capture * std::min(2, left.backward_layers()),
+                           tokens * sizes.token_scopes * 24 + capture / 8 + kSolverBytes};
+  need.lanes = lanes;
+  need.largest = {};
+  if (left.forward_layers() > 0) need.largest = forward;
+  if (left.head && loss.total() > need.largest.total()) need.largest = loss;
+  if (left.backward_layers() > 0 && backward.total() > need.largest.total()) need.largest = backward;
+  need.beside_tensors_bytes = backward.capture_bytes + backward.fit_bytes;
+  need.memory_bytes = need.base_bytes + need.largest.total();
+}
+
+// Files still to be written. Those that an earlier run left are on the disk already.
+std::int64_t disk_need(const RunShape& run, const RemainingWork& left) {
+  constexpr std::int64_t kLayerFileBytes = 256 << 10;
+  const std::int64_t activations = run.activation_bytes;
+  const auto count = [](const std::vector<bool>& marks) {
+    return std::count(marks.begin(), marks.end(), true);
+  };
+  // Of the gradients two exist together: a layer's input and output.
+  return activations * (count(left.hidden) + std::min<std::int64_t>(2, count(left.gradient))) +
+         2 * kLayerFileBytes * count(left.fit);
+}
+
+}  // namespace
+
+ResourceNeed estimate_need(const RunShape& run, const RemainingWork& left) {
+  ResourceNeed need;
+  const std::int64_t available = available_memory_bytes();
+  need.memory_limit_bytes = run.memory_bytes ? std::min(*run.memory_bytes, available) : available / 5 * 4;
+  need.disk_bytes = disk_need(run, left);
+  need.disk_free_bytes = free_disk_bytes(run.work);
+  if (left.text() == "nothing") return need;
+  need.base_bytes = resident_bytes();
+  need.largest = {"forward", largest_layer(run).bytes, 0, 0, 0};
+  need.memory_bytes = need.base_bytes + need.largest.total();
+  // One layer's weights alone are too much: no trial, either.
+  if (need.memory_bytes > need.memory_limit_bytes) return need;
+
+  const BlockProbe probe = probe_block(run.model, 0, run.weights.dtype(), run.with_gradients);
+  const double seconds = thread_seconds(run, left, probe);
+  run.weights.dont_need(run.model.block_weights(0));
+  TensorMemory::release();
+  release_freed_memory();
+  need.base_bytes = resident_bytes();
+  const auto most = static_cast<int>(std::min<std::int64_t>(run.threads, run.samples));
+  need_memory(run, left, probe, std::max(1, most), need);
+  while (need.lanes > 1 && need.memory_bytes > need.memory_limit_bytes)
+    need_memory(run, left, probe, need.lanes - 1, need);
+  // Fits and samples share the threads. The last samples may leave some idle, and no two machines, or
+  // moments, are the same.
+  need.seconds_low = 0.6 * seconds / run.threads;
+  need.seconds_high = 1.5 * seconds / need.lanes + 2;
+  return need;
+}
+
+void check_need(const ResourceNeed& need, const RunShape& run) {
+  const auto mib = [](std::int64_t bytes) { return base::concat((bytes + (1 << 20) - 1) >> 20, " MiB"); };
+  if (run.memory_bytes && *run.memory_bytes > total_memory_bytes()) {
+    throw base::WrongUsage(base::concat("--memory is ", mib(*run.memory_bytes), ", and this machine has ",
+                                        mib(total_memory_bytes()), ", of which ",
+                                        mib(available_memory_bytes()), " are free; give less"));
+  }
+  // What the process holds at the start differs by a page or two from run to run: who gives what the last one
+  // asked for has given enough.
+  if (need.memory_bytes > need.memory_limit_bytes + need.memory_limit_bytes / 50) {
+    const StageNeed& stage = need.largest;
+    throw base::SystemError(
+        base::concat("this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage,
+                     " pass (weights ", mib(stage.weights_bytes), ", a sample ", mib(stage.working_bytes),
+                     ", captured keys and values ", mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes),
+                     ", the program ", mib(need.base_bytes), ") and may use ", mib(need.memory_limit_bytes),
+                     !run.memory_bytes                             ? " (80 % of what is free)"
+                     : *run.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
+                                                                   : " (--memory)",
+                     "; lower --samples or --seqlen, or give it more"));
+  }
+  if (need.disk_bytes > need.disk_free_bytes) {
+    throw base::SystemError(base::concat(
+        "the work folder ", run.work.string(), " needs ", mib(need.disk_bytes), " of disk and ",
+        mib(need.disk_free_bytes), " are free; free some, or name a folder on another disk with --work"));
+  }
+}
+
+std::int64_t cache_bytes(const ResourceNeed& need) {
+  const std::int64_t left = std::max<std::int64_t>(0, need.memory_limit_bytes - need.memory_bytes);
+  return static_cast<std::int64_t>(static_cast<double>(left) / kCacheOverhead);
+}
+
+}  // namespace kvcal::calib

@@ -1,0 +1,276 @@
+#include "calib/fit/layer_fit.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "base/error.h"
+#include "calib/fit/fit_source.h"
+#include "calib/fit/qnorm.h"
+
+namespace kvcal::calib {
+namespace {
+
+constexpr int kHeads = 2;
+
+CapturedTensor random_tensor(const char* name, formats::ThresholdScope thresholds, std::int64_t rows,
+                             std::int64_t channels, unsigned seed, double gradient_scale) {
+  std::mt19937 generator(seed);
+  std::student_t_distribution<double> heavy(4);
+  std::lognormal_distribution<double> spread(0, 2);
+  CapturedTensor tensor;
+  tensor.tensor = {name, kHeads, static_cast<int>(channels) / kHeads, thresholds};
+  tensor.x = Matrix(rows, channels);
+  tensor.gradients = Matrix(rows, channels);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const auto at = static_cast<std::size_t>(c);
+      tensor.x.row(r)[at] = static_cast<float>(heavy(generator) * (1.0 + static_cast<double>(c)) + 3.0);
+      tensor.gradients.row(r)[at] = static_cast<float>(gradient_scale * spread(generator));
+    }
+  }
+  return tensor;
+}
+
+LayerCapture random_capture(std::int64_t rows, std::int64_t channels, double gradient_scale = 1e-4) {
+  LayerCapture capture;
+  capture.layer = 5;
+  capture.tensors.push_back(
+      random_tensor("key", formats::ThresholdScope::channel, rows, channels, 1, gradient_scale));
+  capture.tensors.push_back(
+      random_tensor("value", formats::ThresholdScope::token, rows, channels, 2, gradient_scale));
+  return capture;
+}
+
+const LayerConfig kLayer = {2, 2, 4, 4, "{}", 0};
+
+using WeightedPoints = std::vector<std::pair<long double, long double>>;
+
+/// Inliers of keys, normalised, with weights F s^2, straight from their definition.
+WeightedPoints inliers(const CapturedTensor& keys, const formats::OutlierSet& set) {
+  WeightedPoints points;
+  for (std::int64_t r = 0; r < keys.x.rows(); ++r) {
+    for (std::size_t c = 0; c < set.lower.size(); ++c) {
+      const long double x = keys.x.row(r)[c], lower = set.lower[c], upper = set.upper[c];
+      if (x < lower || x > upper) continue;
+      const long double zero = (upper + lower) / 2, range = (upper - lower) / 2;
+      const long double gradient = keys.gradients.row(r)[c];
+      points.emplace_back((x - zero) / range, gradient * gradient * range * range);
+    }
+  }
+  return points;
+}
+
+/// The optimum by an O(k n^2) dynamic program in long double.
+double plain_optimum(WeightedPoints points, int clusters) {
+  std::sort(points.begin(), points.end());
+  const std::size_t n = points.size();
+  std::vector<long double> best(n + 1, INFINITY), next(n + 1);
+  best[0] = 0;
+  for (int k = 0; k < clusters; ++k) {
+    for (std::size_t end = 0; end <= n; ++end) {
+      next[end] = best[end];
+      long double weight = 0, mean = 0, cost = 0;
+      for (std::size_t begin = end; begin-- > 0;) {
+        const long double w = points[begin].second;
+        if (w > 0) {
+          const long double shift = points[begin].first - mean;
+          weight += w;
+          mean += shift * w / weight;
+          cost += w * shift * (points[begin].first - mean);
+        }
+        next[end] = std::min(next[end], best[begin] + cost);
+      }
+    }
+    std::swap(best, next);
+  }
+  return static_cast<double>(best[n]);
+}
+
+TEST(LayerFit, EveryDatatypeIsTheOptimum) {
+  const LayerCapture capture = random_capture(90, 8);
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
+  for (const double fraction : {0.0, 0.01}) {
+    const auto& set = fit.key().outliers[fraction == 0 ? 0 : 1];
+    EXPECT_EQ(set.fraction, fraction);
+    for (const auto& datatype : set.datatypes) {
+      const double optimum = plain_optimum(inliers(capture.tensors[0], set), 1 << datatype.bits);
+      EXPECT_NEAR(datatype.objective, optimum, 1e-9 * optimum) << fraction << " " << datatype.bits;
+      EXPECT_LE(datatype.lower_bound, datatype.objective * (1 + 1e-12));
+      EXPECT_GE(datatype.lower_bound, datatype.objective * (1 - 1e-9));
+    }
+  }
+}
+
+TEST(LayerFit, ObjectiveIsThatOfRawWeights) {
+  const LayerCapture capture = random_capture(200, 8);
+  FitOptions options;
+  options.bits = {3};
+  options.outliers = {0};
+  const auto set = fit_layer(capture, kLayer, options).key().outliers[0];
+  double sum = 0;
+  for (std::int64_t r = 0; r < 200; ++r) {
+    for (std::size_t c = 0; c < 8; ++c) {
+      const Normaliser n = normaliser(set.lower[c], set.upper[c]);
+      const double x = (capture.tensors[0].x.row(r)[c] - n.zero) / n.range;
+      double error = INFINITY;
+      for (const float q : set.datatypes[0].centroids)
+        error = std::min(error, std::abs(x - static_cast<double>(q)));
+      sum += std::pow(static_cast<double>(capture.tensors[0].gradients.row(r)[c]) * n.range * error, 2);
+    }
+  }
+  // The stored centroids are rounded to float32, which shows in the second order only.
+  EXPECT_NEAR(set.datatypes[0].objective, sum, 1e-10 * sum);
+}
+
+void expect_equal(const formats::TensorCodebook& a, const formats::TensorCodebook& b) {
+  EXPECT_EQ(a.fisher_channel, b.fisher_channel);
+  EXPECT_EQ(a.halves.datatype_excess, b.halves.datatype_excess);
+  for (std::size_t f = 0; f < a.outliers.size(); ++f) {
+    EXPECT_EQ(a.outliers[f].lower, b.outliers[f].lower);
+    EXPECT_EQ(a.outliers[f].upper, b.outliers[f].upper);
+    for (std::size_t d = 0; d < a.outliers[f].datatypes.size(); ++d) {
+      const auto &left = a.outliers[f].datatypes[d], &right = b.outliers[f].datatypes[d];
+      EXPECT_EQ(left.centroids, right.centroids);
+      EXPECT_EQ(left.objective, right.objective);
+      EXPECT_EQ(left.lower_bound, right.lower_bound);
+      EXPECT_EQ(left.qnorm_scale, right.qnorm_scale);
+      EXPECT_EQ(left.qnorm_offset, right.qnorm_offset);
+    }
+  }
+}
+
+TEST(LayerFit, IsTheSameForAnyNumberOfThreads) {
+  const LayerCapture capture = random_capture(30000, 8);
+  FitOptions options;
+  options.threads = 1;
+  const formats::LayerCodebook one = fit_layer(capture, kLayer, options);
+  for (const int threads : {2, 5}) {
+    options.threads = threads;
+    const formats::LayerCodebook many = fit_layer(capture, kLayer, options);
+    expect_equal(one.key(), many.key());
+    expect_equal(one.value(), many.value());
+  }
+}
+
+TEST(LayerFit, FisherChannelSumsSquaredGradients) {
+  const LayerCapture capture = random_capture(100, 8);
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
+  for (std::size_t c = 0; c < 8; ++c) {
+    double sum = 0;
+    for (std::int64_t r = 0; r < 100; ++r)
+      sum += std::pow(static_cast<double>(capture.tensors[1].gradients.row(r)[c]), 2);
+    EXPECT_FLOAT_EQ(fit.value().fisher_channel[c], static_cast<float>(sum));
+  }
+}
+
+TEST(LayerFit, TinyGradientsDoNotUnderflow) {
+  const formats::LayerCodebook normal = fit_layer(random_capture(300, 8, 1e-4), kLayer, FitOptions{});
+  const formats::LayerCodebook tiny = fit_layer(random_capture(300, 8, 1e-30), kLayer, FitOptions{});
+  EXPECT_EQ(tiny.key().outliers[0].datatypes[0].weights, "fisher");
+  for (std::size_t i = 0; i < 8; ++i) {
+    EXPECT_NEAR(tiny.key().outliers[1].datatypes[1].centroids[i],
+                normal.key().outliers[1].datatypes[1].centroids[i], 1e-5);
+  }
+}
+
+TEST(LayerFit, WithoutAnyWeightEveryElementWeighsTheSame) {
+  LayerCapture capture = random_capture(100, 8, 0);
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
+  EXPECT_EQ(fit.key().outliers[0].datatypes[0].weights, "uniform");
+  EXPECT_EQ(fit.key().fisher_channel[0], 0);
+}
+
+TEST(LayerFit, WithoutSensitivitiesTheWeightIsTheRangeAlone) {
+  LayerCapture capture = random_capture(100, 8);
+  capture.tensors[0].gradients = Matrix();
+  capture.tensors[1].gradients = Matrix();
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
+  EXPECT_EQ(fit.key().outliers[0].datatypes[0].weights, "none");
+  EXPECT_EQ(fit.key().fisher_channel[0], 100);
+}
+
+TEST(LayerFit, AConstantChannelIsLeftOut) {
+  LayerCapture capture = random_capture(100, 8);
+  for (std::int64_t r = 0; r < 100; ++r) capture.tensors[0].x.row(r)[3] = 7.25F;
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
+  EXPECT_EQ(fit.key().outliers[0].lower[3], 7.25F);
+  EXPECT_EQ(fit.key().outliers[0].upper[3], 7.25F);
+  const std::vector<double> fractions = {0};
+  const CapturedRows rows(capture.tensors[0]);
+  const auto thresholds = channel_thresholds(rows, fractions, 1);
+  EXPECT_EQ(FitSource(rows, thresholds[0], 0, Weighting::kRange, 1).inliers(), 700);
+}
+
+TEST(LayerFit, ConstantKeysThroughoutAreRefused) {
+  LayerCapture capture = random_capture(10, 8);
+  for (std::int64_t r = 0; r < 10; ++r)
+    std::fill(capture.tensors[0].x.row(r).begin(), capture.tensors[0].x.row(r).end(), 1.0F);
+  try {
+    (void)fit_layer(capture, kLayer, FitOptions{});
+    FAIL();
+  } catch (const base::InvalidInput& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 5, keys"), std::string::npos) << error.what();
+  }
+}
+
+TEST(LayerFit, AScaleBeyondHalfPrecisionNamesLayerAndChannel) {
+  LayerCapture capture = random_capture(50, 8);
+  capture.tensors[0].x.row(7)[6] = 3e5F;
+  try {
+    (void)fit_layer(capture, kLayer, FitOptions{});
+    FAIL();
+  } catch (const base::InvalidInput& error) {
+    EXPECT_NE(std::string(error.what()).find("layer 5, keys, channel 6"), std::string::npos) << error.what();
+  }
+}
+
+TEST(LayerFit, FewerDistinctPointsThanCentroidsRepeatsTheLast) {
+  LayerCapture capture = random_capture(40, 8);
+  for (std::int64_t r = 0; r < 40; ++r) {
+    for (float& value : capture.tensors[0].x.row(r)) value = r % 2 == 0 ? -1.0F : 2.0F;
+  }
+  const auto set = fit_layer(capture, kLayer, FitOptions{}).key().outliers[0];
+  EXPECT_EQ(set.datatypes[0].centroids, (std::vector<float>{-1, 1, 1, 1}));
+  EXPECT_EQ(set.datatypes[0].objective, 0);
+  EXPECT_EQ(set.datatypes[0].qnorm_scale, 1);
+  EXPECT_EQ(set.datatypes[0].qnorm_offset, 0);
+}
+
+/// A source of given points with unit weights.
+class PlainSource final : public kmeans::PointSource<double> {
+ public:
+  explicit PlainSource(std::vector<double> points) : points_(std::move(points)) {}
+  [[nodiscard]] std::int64_t num_chunks() const override { return 2; }
+  void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override {
+    const auto half = static_cast<std::ptrdiff_t>(points_.size() / 2);
+    points.assign(chunk == 0 ? points_.begin() : points_.begin() + half,
+                  chunk == 0 ? points_.begin() + half : points_.end());
+    weights.assign(points.size(), 1);
+  }
+
+ private:
+  std::vector<double> points_;
+};
+
+TEST(QNorm, RestoresMeanAndDeviation) {
+  // Points -1, -0.5, 0.5, 1 quantised to -0.5, 0.75: mean 0 and deviation sqrt(0.625) against 0.125 and
+  // 0.625.
+  const auto norms = qnorm(PlainSource({-1, -0.5, 0.5, 1}), {{-0.5F, -0.5F, 0.75F, 0.75F}}, 2);
+  EXPECT_DOUBLE_EQ(norms[0].scale, std::sqrt(0.625) / 0.625);
+  EXPECT_DOUBLE_EQ(norms[0].offset, -0.125 * norms[0].scale);
+}
+
+TEST(QNorm, OfASinglePointChangesNothing) {
+  const auto norms = qnorm(PlainSource({0.5F, 0.5F}), {{0.25F, 0.25F, 0.25F, 0.25F}}, 1);
+  EXPECT_EQ(norms[0].scale, 1);
+  EXPECT_EQ(norms[0].offset, 0);
+}
+
+TEST(ObjectiveOf, GivesAMidpointToTheLowerCentroid) {
+  EXPECT_DOUBLE_EQ(objective_of(PlainSource({0, 0.5, 1, 1}), std::vector<float>{0, 0, 1, 1}, 1), 0.25);
+}
+
+}  // namespace
+}  // namespace kvcal::calib
