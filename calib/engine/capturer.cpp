@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
+#include <cstddef>
 #include <utility>
 
 namespace kvcal::calib {
@@ -14,17 +14,18 @@ Capturer::Capturer(const Session& session, int sinks, bool with_gradients, int l
       last_layer_(last_layer),
       queue_(queue) {
   for (const std::int64_t length : session.sample_lengths()) {
-    first_row_.push_back(rows_);
-    rows_ += length - sinks_;
+    first_token_.push_back(tokens_);
+    tokens_ += length - sinks_;
   }
 }
 
 void Capturer::begin(int layer) {
   capture_ = {};
   capture_.layer = layer;
+  const auto dtype = session_.placement.dtype == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
   for (const formats::CachedTensor& tensor : session_.model->cache(layer)) {
-    CapturedTensor captured{tensor, Matrix(rows_, tensor.channels()), {}};
-    if (with_gradients_) captured.gradients = Matrix(rows_, tensor.channels());
+    CapturedTensor captured{tensor, {tensor.thresholds, tokens_, tensor.channels(), dtype}, {}};
+    if (with_gradients_) captured.gradients = {tensor.thresholds, tokens_, tensor.channels(), dtype};
     capture_.tensors.push_back(std::move(captured));
   }
 }
@@ -45,11 +46,11 @@ void Capturer::end(int layer) {
   queue_.add(std::move(capture_), layer == last_layer_);
 }
 
-// A sample's rows, its sinks left out, in float.
-void Capturer::put(Matrix& matrix, std::int64_t sample, const at::Tensor& x) const {
-  const at::Tensor kept = x.slice(0, sinks_).to(at::kCPU, at::kFloat).contiguous();
-  const auto* data = kept.const_data_ptr<float>();
-  std::copy(data, data + kept.numel(), matrix.row(first_row_[static_cast<std::size_t>(sample)]).data());
+// A sample's tokens, its sinks left out.
+void Capturer::put(CapturedMatrix& matrix, std::int64_t sample, const at::Tensor& x) const {
+  const at::Tensor kept = x.slice(0, sinks_).to(at::kCPU, session_.placement.dtype).contiguous();
+  matrix.put(first_token_[static_cast<std::size_t>(sample)],
+             {static_cast<const std::byte*>(kept.const_data_ptr()), kept.nbytes()});
 }
 
 }  // namespace kvcal::calib

@@ -21,15 +21,15 @@ class Capturer final : public LayerVisitor {
   void end(int layer) override;
 
  private:
-  void put(Matrix& matrix, std::int64_t sample, const at::Tensor& x) const;
+  void put(CapturedMatrix& matrix, std::int64_t sample, const at::Tensor& x) const;
 
   const Session& session_;
   std::int64_t sinks_;
   bool with_gradients_;
   int last_layer_;
   FitQueue& queue_;
-  std::int64_t rows_ = 0;
-  std::vector<std::int64_t> first_row_;  // of each sample
+  std::int64_t tokens_ = 0;
+  std::vector<std::int64_t> first_token_;  // of each sample
   LayerCapture capture_;
 };
 

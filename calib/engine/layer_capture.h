@@ -1,48 +1,60 @@
 // calib/engine/layer_capture.h: what the backward pass hands to the fit: what one layer caches, with gradients.
 #pragma once
 
+#include <Eigen/Core>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
+#include <variant>
 #include <vector>
 
 #include "formats/codebook.h"
+#include "formats/dtype.h"
 
 namespace kvcal::calib {
 
-/// A row-major float matrix that owns its memory, uninitialised when made.
-class Matrix {
- public:
-  Matrix() = default;
-  Matrix(std::int64_t rows, std::int64_t columns)
-      : rows_(rows),
-        columns_(columns),
-        data_(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * columns))) {}
-  [[nodiscard]] std::int64_t rows() const { return rows_; }
-  [[nodiscard]] std::int64_t columns() const { return columns_; }
-  [[nodiscard]] bool empty() const { return data_ == nullptr; }
-  [[nodiscard]] std::span<float> row(std::int64_t index) {
-    return {data_.get() + index * columns_, static_cast<std::size_t>(columns_)};
-  }
-  [[nodiscard]] std::span<const float> row(std::int64_t index) const {
-    return {data_.get() + index * columns_, static_cast<std::size_t>(columns_)};
-  }
-  [[nodiscard]] std::int64_t bytes() const { return rows_ * columns_ * std::int64_t{sizeof(float)}; }
-
- private:
-  std::int64_t rows_ = 0;
-  std::int64_t columns_ = 0;
-  std::unique_ptr<float[]> data_;
+/// Indices [begin, end).
+struct Range {
+  std::int64_t begin = 0, end = 0;
+  [[nodiscard]] std::int64_t size() const { return end - begin; }
 };
 
-/// One cached tensor of a layer. A row is a token; the sinks of each sample and padding are left out, samples
-/// follow each other.
+/// A number for each token and channel, in the type in which it was computed. What shares a pair of thresholds
+/// lies together: the matrix is [channels, tokens] where they are a channel's, [tokens, channels] where they
+/// are a token's.
+class CapturedMatrix {
+ public:
+  CapturedMatrix() = default;
+  /// Not initialised. dtype: F32 or BF16.
+  CapturedMatrix(formats::ThresholdScope scope, std::int64_t tokens, std::int64_t channels,
+                 formats::Dtype dtype);
+
+  [[nodiscard]] bool empty() const { return tokens_ == 0; }
+  [[nodiscard]] std::int64_t tokens() const { return tokens_; }
+  [[nodiscard]] std::int64_t channels() const { return channels_; }
+
+  /// numbers: some tokens from `first` on, [tokens, channels] of the matrix's type. Several threads may put
+  /// different tokens at once.
+  void put(std::int64_t first, std::span<const std::byte> numbers);
+  /// to: [tokens.size(), channels.size()], in float32.
+  void read(Range tokens, Range channels, std::span<float> to) const;
+
+ private:
+  template <typename Number>
+  using RowMajor = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+  bool by_channel_ = false;
+  std::int64_t tokens_ = 0, channels_ = 0;
+  std::variant<RowMajor<float>, RowMajor<Eigen::bfloat16>> numbers_;
+};
+
+/// One cached tensor of a layer. The sinks of each sample and padding are left out, samples follow each other.
 struct CapturedTensor {
   formats::CachedTensor tensor;
-  /// [rows, channels], as it is cached: keys before RoPE, values.
-  Matrix x;
-  /// [rows, channels]: dL/dx, not squared (squares of small ones would underflow); empty: every weight is 1.
-  Matrix gradients;
+  /// As it is cached: keys before RoPE, values.
+  CapturedMatrix x;
+  /// dL/dx, not squared (squares of small ones would underflow); empty: every weight is 1.
+  CapturedMatrix gradients;
 };
 
 struct LayerCapture {
@@ -50,21 +62,29 @@ struct LayerCapture {
   std::vector<CapturedTensor> tensors;  ///< in the order of Model::cache()
 };
 
-/// Some consecutive rows of a captured tensor.
-struct CapturedRows {
-  const CapturedTensor* tensor = nullptr;
-  std::int64_t begin = 0, end = 0;
+/// Some consecutive tokens of a captured tensor, counted from 0. The tensor outlives it.
+class CapturedTokens {
+ public:
+  explicit CapturedTokens(const CapturedTensor& whole) : CapturedTokens(whole, {0, whole.x.tokens()}) {}
+  CapturedTokens(const CapturedTensor& whole, Range tokens) : tensor_(&whole), tokens_(tokens) {}
 
-  explicit CapturedRows(const CapturedTensor& whole) : tensor(&whole), end(whole.x.rows()) {}
-  CapturedRows(const CapturedTensor& whole, std::int64_t first, std::int64_t last)
-      : tensor(&whole), begin(first), end(last) {}
-  [[nodiscard]] std::int64_t rows() const { return end - begin; }
-  [[nodiscard]] std::int64_t channels() const { return tensor->x.columns(); }
-  [[nodiscard]] std::span<const float> x(std::int64_t row) const { return tensor->x.row(begin + row); }
-  [[nodiscard]] std::span<const float> gradients(std::int64_t row) const {
-    return tensor->gradients.row(begin + row);
+  [[nodiscard]] std::int64_t tokens() const { return tokens_.size(); }
+  [[nodiscard]] std::int64_t channels() const { return tensor_->x.channels(); }
+  [[nodiscard]] bool has_gradients() const { return !tensor_->gradients.empty(); }
+  void read_x(Range tokens, Range channels, std::span<float> to) const {
+    tensor_->x.read(in_whole(tokens), channels, to);
   }
-  [[nodiscard]] bool has_gradients() const { return !tensor->gradients.empty(); }
+  void read_gradients(Range tokens, Range channels, std::span<float> to) const {
+    tensor_->gradients.read(in_whole(tokens), channels, to);
+  }
+
+ private:
+  [[nodiscard]] Range in_whole(Range tokens) const {
+    return {tokens_.begin + tokens.begin, tokens_.begin + tokens.end};
+  }
+
+  const CapturedTensor* tensor_;
+  Range tokens_;
 };
 
 }  // namespace kvcal::calib

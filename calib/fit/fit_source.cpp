@@ -9,6 +9,8 @@ namespace {
 
 // Points of one chunk, about: what the second-level cache holds with room to spare.
 constexpr std::int64_t kPointsPerChunk = 65536;
+// Of those, read together: what the first-level cache holds.
+constexpr std::int64_t kPointsAtOnce = 4096;
 
 struct ChunkCensus {
   std::int64_t inliers = 0;
@@ -22,13 +24,13 @@ struct ChunkCensus {
 
 }  // namespace
 
-FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting,
-                     int threads)
-    : rows_(rows),
+FitSource::FitSource(const CapturedTokens& tokens, const Thresholds& thresholds, const PairLayout& layout,
+                     Weighting weighting, int threads)
+    : tokens_(tokens),
       thresholds_(thresholds),
-      groups_(groups),
+      layout_(layout),
       weighting_(weighting),
-      rows_per_chunk_(std::max<std::int64_t>(1, kPointsPerChunk / rows.channels())) {
+      tokens_per_chunk_(std::max<std::int64_t>(1, kPointsPerChunk / tokens.channels())) {
   normalisers_.resize(thresholds.lower.size());
   for (std::size_t i = 0; i < normalisers_.size(); ++i) {
     normalisers_[i] = normaliser(thresholds.lower[i], thresholds.upper[i]);
@@ -47,36 +49,49 @@ FitSource::FitSource(const CapturedRows& rows, const Thresholds& thresholds, int
 }
 
 std::int64_t FitSource::num_chunks() const {
-  return (rows_.rows() + rows_per_chunk_ - 1) / rows_per_chunk_;
+  return (tokens_.tokens() + tokens_per_chunk_ - 1) / tokens_per_chunk_;
 }
 
 template <typename Visit>
 void FitSource::visit(std::int64_t chunk, const Visit& visit) const {
-  const std::int64_t end = std::min(rows_.rows(), (chunk + 1) * rows_per_chunk_);
-  const std::int64_t channels = rows_.channels();
-  const std::int64_t group_width = groups_ > 0 ? channels / groups_ : 1;
-  const bool with_gradients = rows_.has_gradients() && weighting_ != Weighting::kUnit;
-  for (std::int64_t r = chunk * rows_per_chunk_; r < end; ++r) {
-    const auto x = rows_.x(r);
-    const auto gradients = with_gradients ? rows_.gradients(r) : std::span<const float>{};
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const auto pair = static_cast<std::size_t>(groups_ > 0 ? r * groups_ + c / group_width : c);
-      const Normaliser& normal = normalisers_[pair];
-      const float value = x[static_cast<std::size_t>(c)];
-      if (normal.range == 0 || value < thresholds_.lower[pair] || value > thresholds_.upper[pair]) continue;
-      double weight = 1;
-      if (with_gradients) {
-        const double gradient = gradients[static_cast<std::size_t>(c)];
-        weight = gradient * gradient;
+  const Range channels{0, tokens_.channels()};
+  const Range whole{chunk * tokens_per_chunk_, std::min(tokens_.tokens(), (chunk + 1) * tokens_per_chunk_)};
+  const std::int64_t at_once = std::max<std::int64_t>(1, kPointsAtOnce / channels.end);
+  // A token's pairs of thresholds, and the channels of each.
+  const std::int64_t pairs = layout_.by_channel() ? channels.end : layout_.per_token;
+  const std::int64_t width = channels.end / pairs;
+  const bool with_gradients = tokens_.has_gradients() && weighting_ != Weighting::kUnit;
+  std::vector<float> x(static_cast<std::size_t>(at_once * channels.end));
+  std::vector<float> gradients(with_gradients ? x.size() : 0);
+  for (std::int64_t begin = whole.begin; begin < whole.end; begin += at_once) {
+    const Range some{begin, std::min(whole.end, begin + at_once)};
+    tokens_.read_x(some, channels, x);
+    if (with_gradients) tokens_.read_gradients(some, channels, gradients);
+    for (std::int64_t t = 0; t < some.size(); ++t) {
+      const std::int64_t first_pair = layout_.by_channel() ? 0 : (some.begin + t) * layout_.per_token;
+      for (std::int64_t p = 0; p < pairs; ++p) {
+        const auto pair = static_cast<std::size_t>(first_pair + p);
+        const Normaliser& normal = normalisers_[pair];
+        if (normal.range == 0) continue;
+        const double scale = weighting_ == Weighting::kRange ? normal.range * normal.range : 1;
+        for (std::int64_t c = p * width; c < (p + 1) * width; ++c) {
+          const auto index = static_cast<std::size_t>(t * channels.end + c);
+          const float value = x[index];
+          if (value < thresholds_.lower[pair] || value > thresholds_.upper[pair]) continue;
+          double weight = 1;
+          if (with_gradients) {
+            const double gradient = gradients[index];
+            weight = gradient * gradient;
+          }
+          visit((value - normal.zero) / normal.range, weight * scale);
+        }
       }
-      if (weighting_ == Weighting::kRange) weight *= normal.range * normal.range;
-      visit((value - normal.zero) / normal.range, weight);
     }
   }
 }
 
 void FitSource::load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const {
-  const auto capacity = static_cast<std::size_t>(rows_per_chunk_ * rows_.channels());
+  const auto capacity = static_cast<std::size_t>(tokens_per_chunk_ * tokens_.channels());
   points.resize(capacity);
   weights.resize(capacity);
   std::size_t count = 0;

@@ -1,5 +1,5 @@
 // calib/fit/fit_source.h: a captured tensor as the solver wants it: normalised inliers and their weights, a chunk
-// of rows at a time.
+// of tokens at a time.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +23,10 @@ enum class Weighting {
 /// show in the objective's eighth digit, and squares of small gradients would underflow.
 class FitSource final : public kmeans::PointSource<double> {
  public:
-  /// thresholds: one pair per channel (groups = 0), or per row and group. The rows and the thresholds outlive
+  /// thresholds: those of find_thresholds() by the same layout. What was captured and the thresholds outlive
   /// this object.
-  FitSource(const CapturedRows& rows, const Thresholds& thresholds, int groups, Weighting weighting,
-            int threads);
+  FitSource(const CapturedTokens& tokens, const Thresholds& thresholds, const PairLayout& layout,
+            Weighting weighting, int threads);
 
   [[nodiscard]] std::int64_t num_chunks() const override;
   void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override;
@@ -39,12 +39,12 @@ class FitSource final : public kmeans::PointSource<double> {
   template <typename Visit>
   void visit(std::int64_t chunk, const Visit& visit) const;
 
-  CapturedRows rows_;
+  CapturedTokens tokens_;
   std::vector<Normaliser> normalisers_;
   const Thresholds& thresholds_;
-  int groups_;
+  PairLayout layout_;
   Weighting weighting_;
-  std::int64_t rows_per_chunk_;
+  std::int64_t tokens_per_chunk_;
   std::int64_t inliers_ = 0;
   double largest_weight_ = 0;
 };

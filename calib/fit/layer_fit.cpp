@@ -17,6 +17,8 @@ namespace {
 
 // Channels whose sums are taken together.
 constexpr std::int64_t kChannelsAtOnce = 64;
+// Tokens of them that are read together.
+constexpr std::int64_t kTokensAtOnce = 64;
 
 struct TensorName {
   int layer;
@@ -24,38 +26,40 @@ struct TensorName {
   [[nodiscard]] std::string text() const { return base::concat("layer ", layer, ", ", kind, "s"); }
 };
 
-std::vector<float> fisher_channel(const CapturedTensor& tensor, int threads) {
-  const std::int64_t channels = tensor.x.columns();
-  std::vector<float> sums(static_cast<std::size_t>(channels), static_cast<float>(tensor.x.rows()));
-  if (tensor.gradients.empty()) return sums;
+std::vector<float> fisher_channel(const CapturedTokens& tokens, int threads) {
+  const std::int64_t channels = tokens.channels();
+  std::vector<float> sums(static_cast<std::size_t>(channels), static_cast<float>(tokens.tokens()));
+  if (!tokens.has_gradients()) return sums;
   base::parallel_for((channels + kChannelsAtOnce - 1) / kChannelsAtOnce, threads, [&](std::int64_t block) {
-    const auto first = static_cast<std::size_t>(block * kChannelsAtOnce);
-    const auto width =
-        static_cast<std::size_t>(std::min(kChannelsAtOnce, channels - block * kChannelsAtOnce));
+    const Range some{block * kChannelsAtOnce, std::min(channels, (block + 1) * kChannelsAtOnce)};
+    const auto width = static_cast<std::size_t>(some.size());
+    std::vector<float> gradients(width * kTokensAtOnce);
     std::vector<double> totals(width);
-    for (std::int64_t r = 0; r < tensor.x.rows(); ++r) {
-      const auto row = tensor.gradients.row(r).subspan(first, width);
-      for (std::size_t c = 0; c < width; ++c)
-        totals[c] += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+    for (std::int64_t begin = 0; begin < tokens.tokens(); begin += kTokensAtOnce) {
+      const Range few{begin, std::min(tokens.tokens(), begin + kTokensAtOnce)};
+      tokens.read_gradients(few, some, gradients);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(few.size()) * width; ++i)
+        totals[i % width] += static_cast<double>(gradients[i]) * static_cast<double>(gradients[i]);
     }
-    for (std::size_t c = 0; c < width; ++c) sums[first + c] = static_cast<float>(totals[c]);
+    for (std::size_t c = 0; c < width; ++c)
+      sums[static_cast<std::size_t>(some.begin) + c] = static_cast<float>(totals[c]);
   });
   return sums;
 }
 
-// Where a pair of thresholds stands: a channel of keys; of values the token, and its largest channel.
-std::string place_of(const CapturedRows& rows, std::size_t pair, int groups) {
-  if (groups == 0) return base::concat("channel ", pair);
-  const auto row = static_cast<std::int64_t>(pair) / groups;
-  const auto x = rows.x(row);
+// Where a pair of thresholds stands: a channel; or the token, and its largest channel.
+std::string place_of(const CapturedTokens& tokens, const PairLayout& layout, std::int64_t pair) {
+  if (layout.by_channel()) return base::concat("channel ", pair);
+  const Range token = layout.tokens_of(pair, tokens.tokens());
+  std::vector<float> x(static_cast<std::size_t>(tokens.channels()));
+  tokens.read_x(token, {0, tokens.channels()}, x);
   const auto largest =
       std::ranges::max_element(x, [](float a, float b) { return std::abs(a) < std::abs(b); });
-  return base::concat("channel ", largest - x.begin(), " of captured token ", row);
+  return base::concat("channel ", largest - x.begin(), " of captured token ", token.begin);
 }
 
-// groups: 0 for a pair per channel.
-void check_half_range(const CapturedRows& rows, const Thresholds& thresholds, const TensorName& name,
-                      int groups) {
+void check_half_range(const CapturedTokens& tokens, const Thresholds& thresholds, const TensorName& name,
+                      const PairLayout& layout) {
   for (std::size_t i = 0; i < thresholds.lower.size(); ++i) {
     const Normaliser normal = normaliser(thresholds.lower[i], thresholds.upper[i]);
     const auto overflows = [](double value) {
@@ -63,8 +67,8 @@ void check_half_range(const CapturedRows& rows, const Thresholds& thresholds, co
     };
     if (!overflows(normal.zero) && !overflows(normal.range)) continue;
     throw base::InvalidInput(base::concat(
-        name.text(), ", ", place_of(rows, i, groups), ": thresholds ", thresholds.lower[i], " and ",
-        thresholds.upper[i],
+        name.text(), ", ", place_of(tokens, layout, static_cast<std::int64_t>(i)), ": thresholds ",
+        thresholds.lower[i], " and ", thresholds.upper[i],
         " give a scale or zero beyond fp16 (65504), in which they are stored; is the checkpoint damaged?"));
   }
 }
@@ -80,20 +84,20 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
 }
 
 // All bits of one outlier fraction.
-std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thresholds& thresholds,
-                                             int groups, double fraction, const TensorName& name,
-                                             const FitOptions& options) {
+std::vector<formats::Datatype> fit_datatypes(const CapturedTokens& tokens, const Thresholds& thresholds,
+                                             const PairLayout& layout, double fraction,
+                                             const TensorName& name, const FitOptions& options) {
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
-  auto source = std::make_unique<FitSource>(rows, thresholds, groups, weighting, options.threads);
+  auto source = std::make_unique<FitSource>(tokens, thresholds, layout, weighting, options.threads);
   if (source->inliers() == 0) {
     throw base::InvalidInput(
         base::concat(name.text(), ", outlier fraction ", fraction,
                      ": nothing to fit; every channel is constant. Is the checkpoint a trained model?"));
   }
-  std::string weights_name = rows.has_gradients() ? "fisher" : "none";
+  std::string weights_name = tokens.has_gradients() ? "fisher" : "none";
   if (source->weightless()) {
     weights_name = "uniform";
-    source = std::make_unique<FitSource>(rows, thresholds, groups, Weighting::kUnit, options.threads);
+    source = std::make_unique<FitSource>(tokens, thresholds, layout, Weighting::kUnit, options.threads);
   }
   const std::vector<int> counts = cluster_counts(options.bits);
   const std::vector<kmeans::Solution> solutions = kmeans::solve_all(*source, counts, 0.0, options.threads);
@@ -119,31 +123,29 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedRows& rows, const Thr
 }
 
 formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, int layer, const FitOptions& options) {
-  const CapturedRows rows(tensor);
+  const CapturedTokens tokens(tensor);
   const TensorName name{layer, tensor.tensor.name};
-  const bool per_channel = tensor.tensor.thresholds == formats::ThresholdScope::channel;
-  const int groups = per_channel ? 0 : options.token_per_head ? tensor.tensor.heads : 1;
+  const PairLayout layout{tensor.tensor.thresholds, tensor.tensor.channels(),
+                          options.token_per_head ? tensor.tensor.heads : 1};
   formats::TensorCodebook codebook;
   codebook.tensor = tensor.tensor;
-  codebook.fisher_channel = fisher_channel(tensor, options.threads);
+  codebook.fisher_channel = fisher_channel(tokens, options.threads);
   const std::vector<Thresholds> thresholds =
-      per_channel ? channel_thresholds(rows, options.outliers, options.threads)
-                  : row_thresholds(rows, groups, options.outliers, options.threads);
+      find_thresholds(tokens, layout, options.outliers, options.threads);
   for (std::size_t f = 0; f < options.outliers.size(); ++f) {
-    check_half_range(rows, thresholds[f], name, groups);
+    check_half_range(tokens, thresholds[f], name, layout);
     formats::OutlierSet set;
     set.fraction = options.outliers[f];
-    if (per_channel) {
+    if (layout.by_channel()) {
       set.lower = thresholds[f].lower;
       set.upper = thresholds[f].upper;
     }
-    set.datatypes = fit_datatypes(rows, thresholds[f], groups, set.fraction, name, options);
+    set.datatypes = fit_datatypes(tokens, thresholds[f], layout, set.fraction, name, options);
     codebook.outliers.push_back(std::move(set));
   }
   const auto widest = std::max_element(options.outliers.begin(), options.outliers.end());
-  codebook.halves =
-      compare_halves(tensor, thresholds[static_cast<std::size_t>(widest - options.outliers.begin())],
-                     per_channel, groups, options);
+  codebook.halves = compare_halves(
+      tensor, thresholds[static_cast<std::size_t>(widest - options.outliers.begin())], layout, options);
   return codebook;
 }
 

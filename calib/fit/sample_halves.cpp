@@ -47,22 +47,20 @@ double datatype_excess(const FitSource& first, const FitSource& second, int clus
 }  // namespace
 
 formats::SampleAgreement compare_halves(const CapturedTensor& tensor, const Thresholds& whole,
-                                        bool per_channel, int groups, const FitOptions& options) {
+                                        const PairLayout& layout, const FitOptions& options) {
   formats::SampleAgreement agreement;
-  const std::int64_t rows = tensor.x.rows();
-  if (rows < 2) return agreement;
-  const CapturedRows parts[2] = {{tensor, 0, rows / 2}, {tensor, rows / 2, rows}};
+  const std::int64_t tokens = tensor.x.tokens();
+  if (tokens < 2) return agreement;
+  const CapturedTokens parts[2] = {{tensor, {0, tokens / 2}}, {tensor, {tokens / 2, tokens}}};
   const std::vector<double> fraction = {*std::max_element(options.outliers.begin(), options.outliers.end())};
-  const auto thresholds_of = [&](const CapturedRows& part) {
-    return per_channel ? channel_thresholds(part, fraction, options.threads)[0]
-                       : row_thresholds(part, groups, fraction, options.threads)[0];
+  const auto thresholds_of = [&](const CapturedTokens& part) {
+    return find_thresholds(part, layout, fraction, options.threads)[0];
   };
   const Thresholds halves[2] = {thresholds_of(parts[0]), thresholds_of(parts[1])};
-  if (per_channel) agreement.threshold_shift = threshold_shift(whole, halves[0], halves[1]);
+  if (layout.by_channel()) agreement.threshold_shift = threshold_shift(whole, halves[0], halves[1]);
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
-  const int used_groups = per_channel ? 0 : groups;
-  const FitSource first(parts[0], halves[0], used_groups, weighting, options.threads);
-  const FitSource second(parts[1], halves[1], used_groups, weighting, options.threads);
+  const FitSource first(parts[0], halves[0], layout, weighting, options.threads);
+  const FitSource second(parts[1], halves[1], layout, weighting, options.threads);
   const int bits = options.bits[options.bits.size() / 2];
   agreement.datatype_excess = datatype_excess(first, second, 1 << bits, options.threads);
   return agreement;

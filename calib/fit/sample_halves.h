@@ -8,12 +8,11 @@
 
 namespace kvcal::calib {
 
-/// How far the fits on the two halves of the sample (first and second half of the rows) differ, at the
-/// largest outlier fraction: the mean shift of a channel's thresholds in units of its range (keys; 0 for
-/// values, whose thresholds are not stored), and by how much one half's datatype costs more on the other than
-/// that one's own optimum. whole: the thresholds of all rows at that fraction.
+/// How far the fits on the two halves of the sample (first and second half of the tokens) differ, at the
+/// largest outlier fraction: the mean shift of a channel's thresholds in units of its range (0 where
+/// thresholds are a token's), and by how much one half's datatype costs more on the other than that one's own
+/// optimum. whole: the thresholds of all tokens at that fraction.
 [[nodiscard]] formats::SampleAgreement compare_halves(const CapturedTensor& tensor, const Thresholds& whole,
-                                                      bool per_channel, int groups,
-                                                      const FitOptions& options);
+                                                      const PairLayout& layout, const FitOptions& options);
 
 }  // namespace kvcal::calib

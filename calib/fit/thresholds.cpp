@@ -9,10 +9,8 @@
 namespace kvcal::calib {
 namespace {
 
-// Columns copied together: a cache line of floats, so that each line of the matrix is read once.
-constexpr std::int64_t kColumnsAtOnce = 16;
-// Rows that one call of the parallel loop works on.
-constexpr std::int64_t kRowsAtOnce = 256;
+// Numbers that one call of the parallel loop works on, at least.
+constexpr std::int64_t kNumbersAtOnce = 16384;
 
 // Both thresholds of every fraction from one copy of the values.
 void pair_thresholds(std::span<float> values, std::span<const double> fractions, std::size_t index,
@@ -23,49 +21,20 @@ void pair_thresholds(std::span<float> values, std::span<const double> fractions,
   }
 }
 
-std::vector<Thresholds> make_thresholds(std::size_t fractions, std::size_t pairs) {
-  return std::vector<Thresholds>(fractions, Thresholds{std::vector<float>(pairs), std::vector<float>(pairs)});
-}
-
 }  // namespace
 
-std::vector<Thresholds> channel_thresholds(const CapturedRows& rows, std::span<const double> fractions,
-                                           int threads) {
-  const std::int64_t channels = rows.channels();
-  const auto count = static_cast<std::size_t>(rows.rows());
-  std::vector<Thresholds> result = make_thresholds(fractions.size(), static_cast<std::size_t>(channels));
-  const std::int64_t blocks = (channels + kColumnsAtOnce - 1) / kColumnsAtOnce;
-  base::parallel_for(blocks, threads, [&](std::int64_t block) {
-    const std::int64_t first = block * kColumnsAtOnce;
-    const auto width = static_cast<std::size_t>(std::min(kColumnsAtOnce, channels - first));
-    std::vector<float> columns(width * count);
-    for (std::size_t r = 0; r < count; ++r) {
-      const auto row = rows.x(static_cast<std::int64_t>(r)).subspan(static_cast<std::size_t>(first), width);
-      for (std::size_t c = 0; c < width; ++c) columns[c * count + r] = row[c];
-    }
-    for (std::size_t c = 0; c < width; ++c) {
-      pair_thresholds(std::span(columns).subspan(c * count, count), fractions,
-                      static_cast<std::size_t>(first) + c, result);
-    }
-  });
-  return result;
-}
-
-std::vector<Thresholds> row_thresholds(const CapturedRows& rows, int groups,
-                                       std::span<const double> fractions, int threads) {
-  const auto width = static_cast<std::size_t>(rows.channels() / groups);
-  std::vector<Thresholds> result = make_thresholds(
-      fractions.size(), static_cast<std::size_t>(rows.rows()) * static_cast<std::size_t>(groups));
-  const std::int64_t blocks = (rows.rows() + kRowsAtOnce - 1) / kRowsAtOnce;
-  base::parallel_for(blocks, threads, [&](std::int64_t block) {
-    std::vector<float> values(width);
-    const std::int64_t end = std::min(rows.rows(), (block + 1) * kRowsAtOnce);
-    for (std::int64_t r = block * kRowsAtOnce; r < end; ++r) {
-      for (int g = 0; g < groups; ++g) {
-        const auto part = rows.x(r).subspan(static_cast<std::size_t>(g) * width, width);
-        std::copy(part.begin(), part.end(), values.begin());
-        pair_thresholds(values, fractions, static_cast<std::size_t>(r * groups + g), result);
-      }
+std::vector<Thresholds> find_thresholds(const CapturedTokens& x, const PairLayout& layout,
+                                        std::span<const double> fractions, int threads) {
+  const std::int64_t pairs = layout.count(x.tokens());
+  const auto size = static_cast<std::size_t>(pairs);
+  std::vector<Thresholds> result(fractions.size(), {std::vector<float>(size), std::vector<float>(size)});
+  const std::int64_t numbers = layout.by_channel() ? x.tokens() : layout.channels / layout.per_token;
+  const std::int64_t at_once = std::max<std::int64_t>(1, kNumbersAtOnce / std::max<std::int64_t>(1, numbers));
+  base::parallel_for((pairs + at_once - 1) / at_once, threads, [&](std::int64_t block) {
+    std::vector<float> values(static_cast<std::size_t>(numbers));
+    for (std::int64_t pair = block * at_once; pair < std::min(pairs, (block + 1) * at_once); ++pair) {
+      x.read_x(layout.tokens_of(pair, x.tokens()), layout.channels_of(pair), values);
+      pair_thresholds(values, fractions, static_cast<std::size_t>(pair), result);
     }
   });
   return result;

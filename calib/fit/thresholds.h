@@ -17,14 +17,31 @@ struct Thresholds {
   std::vector<float> lower, upper;
 };
 
-/// One pair per channel over all rows, for each fraction. A column at a time is copied, never the whole
-/// matrix.
-[[nodiscard]] std::vector<Thresholds> channel_thresholds(const CapturedRows& rows,
-                                                         std::span<const double> fractions, int threads);
+/// Which numbers of a tensor share a pair of thresholds.
+struct PairLayout {
+  formats::ThresholdScope scope = formats::ThresholdScope::channel;
+  std::int64_t channels = 0;
+  /// Pairs of a token where they are a token's, each over as many consecutive channels.
+  int per_token = 1;
 
-/// One pair per row and group of channels / groups consecutive channels, [rows * groups], for each fraction.
-[[nodiscard]] std::vector<Thresholds> row_thresholds(const CapturedRows& rows, int groups,
-                                                     std::span<const double> fractions, int threads);
+  [[nodiscard]] bool by_channel() const { return scope == formats::ThresholdScope::channel; }
+  [[nodiscard]] std::int64_t count(std::int64_t tokens) const {
+    return by_channel() ? channels : tokens * per_token;
+  }
+  /// The tokens, of so many, and the channels that a pair is of.
+  [[nodiscard]] Range tokens_of(std::int64_t pair, std::int64_t tokens) const {
+    return by_channel() ? Range{0, tokens} : Range{pair / per_token, pair / per_token + 1};
+  }
+  [[nodiscard]] Range channels_of(std::int64_t pair) const {
+    const std::int64_t width = channels / per_token;
+    const std::int64_t first = pair % per_token * width;
+    return by_channel() ? Range{pair, pair + 1} : Range{first, first + width};
+  }
+};
+
+/// All pairs, in their order, for each fraction. The numbers of a pair are copied, never the whole matrix.
+[[nodiscard]] std::vector<Thresholds> find_thresholds(const CapturedTokens& x, const PairLayout& layout,
+                                                      std::span<const double> fractions, int threads);
 
 /// Zero and range of a pair of thresholds: x' = (x - zero) / range, in [-1, 1] between them. range is 0 where
 /// the pair is equal or its range rounds to 0 in fp16, in which it is stored: such a channel is constant,

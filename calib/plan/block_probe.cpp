@@ -52,6 +52,7 @@ class OneThread {
 };
 
 void probe_attention(const LayerConfig& layer, at::ScalarType dtype, bool with_gradients, BlockProbe& probe) {
+  if (layer.num_attention_heads == 0) return;  // attends in another way
   const auto states = [&](int heads, int dim) {
     return numbers({kAttentionTokens, heads, dim}, dtype).requires_grad_(with_gradients);
   };
@@ -82,13 +83,13 @@ BlockProbe probe_block(const Model& model, int layer, at::ScalarType dtype, bool
     const at::NoGradGuard no_graph;
     (void)block->forward(input, nullptr);
   };
-  // As in the passes: what was read, what comes out, and float32 copies of what is captured.
+  // As in the passes: what was read, what comes out, and copies of what is captured.
   const auto backward = [&](const at::Tensor& input, const at::Tensor& gradient) {
     const fisher::BlockGradients result = with_gradients
                                               ? fisher::block_gradients(*block, cached, input, gradient, true)
                                               : fisher::block_cache(*block, cached, input);
     for (const auto* tensors : {&result.cached, &result.gradients}) {
-      for (const at::Tensor& x : *tensors) (void)x.slice(0, 1).to(at::kFloat).contiguous();
+      for (const at::Tensor& x : *tensors) (void)x.slice(0, 1).contiguous();
     }
   };
 

@@ -33,8 +33,8 @@ struct WeightSizes {
   std::int64_t bytes = 0;  // resident while in use
 };
 
-// A tensor stored in the compute type is used where it is mapped; another is converted, after which its pages
-// are dropped.
+// A tensor stored in the compute type is used where it is mapped;
+// another is converted, after which its pages are dropped.
 WeightSizes weight_sizes(const RunShape& run, const std::vector<TensorSpec>& specs) {
   const auto dtype = run.weights.dtype() == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
   WeightSizes sizes;
@@ -124,8 +124,8 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const LayerSizes sizes = largest_sizes(run);
   const std::int64_t layer_weights = largest_layer(run).bytes;
   const std::int64_t rows = std::min(seqlen, fisher::head_rows(run.model.config().vocab_size));
-  const std::int64_t capture = tokens * sizes.cached * 4 * (run.with_gradients ? 2 : 1);
   const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
+  const std::int64_t capture = tokens * sizes.cached * element * (run.with_gradients ? 2 : 1);
   const StageNeed forward{"forward", layer_weights,
                           lanes * (probe.forward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes), 0, 0};
   // A hidden state in, its gradient out.
@@ -138,7 +138,7 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const StageNeed backward{"backward", layer_weights,
                            lanes * (probe.backward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes),
                            capture * std::min(2, left.backward_layers()),
-                           tokens * sizes.token_scopes * 24 + capture / 8 + kSolverBytes};
+                           tokens * (sizes.token_scopes * 24 + sizes.cached) + kSolverBytes};
   need.lanes = lanes;
   need.largest = {};
   if (left.forward_layers() > 0) need.largest = forward;

@@ -6,11 +6,16 @@
 #include <random>
 
 #include "base/error.h"
+#include "calib/fit/captured_rows.h"
 #include "calib/fit/fit_source.h"
 #include "calib/fit/qnorm.h"
 
 namespace kvcal::calib {
 namespace {
+
+using testing::row_of;
+using testing::set_number;
+using testing::set_row;
 
 constexpr int kHeads = 2;
 
@@ -21,14 +26,16 @@ CapturedTensor random_tensor(const char* name, formats::ThresholdScope threshold
   std::lognormal_distribution<double> spread(0, 2);
   CapturedTensor tensor;
   tensor.tensor = {name, kHeads, static_cast<int>(channels) / kHeads, thresholds};
-  tensor.x = Matrix(rows, channels);
-  tensor.gradients = Matrix(rows, channels);
+  tensor.x = CapturedMatrix(thresholds, rows, channels, formats::Dtype::F32);
+  tensor.gradients = CapturedMatrix(thresholds, rows, channels, formats::Dtype::F32);
+  std::vector<float> x(static_cast<std::size_t>(channels)), gradients(x.size());
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const auto at = static_cast<std::size_t>(c);
-      tensor.x.row(r)[at] = static_cast<float>(heavy(generator) * (1.0 + static_cast<double>(c)) + 3.0);
-      tensor.gradients.row(r)[at] = static_cast<float>(gradient_scale * spread(generator));
+    for (std::size_t c = 0; c < x.size(); ++c) {
+      x[c] = static_cast<float>(heavy(generator) * (1.0 + static_cast<double>(c)) + 3.0);
+      gradients[c] = static_cast<float>(gradient_scale * spread(generator));
     }
+    set_row(tensor.x, r, x);
+    set_row(tensor.gradients, r, gradients);
   }
   return tensor;
 }
@@ -50,12 +57,12 @@ using WeightedPoints = std::vector<std::pair<long double, long double>>;
 /// Inliers of keys, normalised, with weights F s^2, straight from their definition.
 WeightedPoints inliers(const CapturedTensor& keys, const formats::OutlierSet& set) {
   WeightedPoints points;
-  for (std::int64_t r = 0; r < keys.x.rows(); ++r) {
+  for (std::int64_t r = 0; r < keys.x.tokens(); ++r) {
     for (std::size_t c = 0; c < set.lower.size(); ++c) {
-      const long double x = keys.x.row(r)[c], lower = set.lower[c], upper = set.upper[c];
+      const long double x = row_of(keys.x, r)[c], lower = set.lower[c], upper = set.upper[c];
       if (x < lower || x > upper) continue;
       const long double zero = (upper + lower) / 2, range = (upper - lower) / 2;
-      const long double gradient = keys.gradients.row(r)[c];
+      const long double gradient = row_of(keys.gradients, r)[c];
       points.emplace_back((x - zero) / range, gradient * gradient * range * range);
     }
   }
@@ -113,11 +120,11 @@ TEST(LayerFit, ObjectiveIsThatOfRawWeights) {
   for (std::int64_t r = 0; r < 200; ++r) {
     for (std::size_t c = 0; c < 8; ++c) {
       const Normaliser n = normaliser(set.lower[c], set.upper[c]);
-      const double x = (capture.tensors[0].x.row(r)[c] - n.zero) / n.range;
+      const double x = (row_of(capture.tensors[0].x, r)[c] - n.zero) / n.range;
       double error = INFINITY;
       for (const float q : set.datatypes[0].centroids)
         error = std::min(error, std::abs(x - static_cast<double>(q)));
-      sum += std::pow(static_cast<double>(capture.tensors[0].gradients.row(r)[c]) * n.range * error, 2);
+      sum += std::pow(static_cast<double>(row_of(capture.tensors[0].gradients, r)[c]) * n.range * error, 2);
     }
   }
   // The stored centroids are rounded to float32, which shows in the second order only.
@@ -160,7 +167,7 @@ TEST(LayerFit, FisherChannelSumsSquaredGradients) {
   for (std::size_t c = 0; c < 8; ++c) {
     double sum = 0;
     for (std::int64_t r = 0; r < 100; ++r)
-      sum += std::pow(static_cast<double>(capture.tensors[1].gradients.row(r)[c]), 2);
+      sum += std::pow(static_cast<double>(row_of(capture.tensors[1].gradients, r)[c]), 2);
     EXPECT_FLOAT_EQ(fit.value().fisher_channel[c], static_cast<float>(sum));
   }
 }
@@ -184,8 +191,8 @@ TEST(LayerFit, WithoutAnyWeightEveryElementWeighsTheSame) {
 
 TEST(LayerFit, WithoutSensitivitiesTheWeightIsTheRangeAlone) {
   LayerCapture capture = random_capture(100, 8);
-  capture.tensors[0].gradients = Matrix();
-  capture.tensors[1].gradients = Matrix();
+  capture.tensors[0].gradients = CapturedMatrix();
+  capture.tensors[1].gradients = CapturedMatrix();
   const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
   EXPECT_EQ(fit.key().outliers[0].datatypes[0].weights, "none");
   EXPECT_EQ(fit.key().fisher_channel[0], 100);
@@ -193,20 +200,20 @@ TEST(LayerFit, WithoutSensitivitiesTheWeightIsTheRangeAlone) {
 
 TEST(LayerFit, AConstantChannelIsLeftOut) {
   LayerCapture capture = random_capture(100, 8);
-  for (std::int64_t r = 0; r < 100; ++r) capture.tensors[0].x.row(r)[3] = 7.25F;
+  for (std::int64_t r = 0; r < 100; ++r) set_number(capture.tensors[0].x, r, 3, 7.25F);
   const formats::LayerCodebook fit = fit_layer(capture, kLayer, FitOptions{});
   EXPECT_EQ(fit.key().outliers[0].lower[3], 7.25F);
   EXPECT_EQ(fit.key().outliers[0].upper[3], 7.25F);
   const std::vector<double> fractions = {0};
-  const CapturedRows rows(capture.tensors[0]);
-  const auto thresholds = channel_thresholds(rows, fractions, 1);
-  EXPECT_EQ(FitSource(rows, thresholds[0], 0, Weighting::kRange, 1).inliers(), 700);
+  const CapturedTokens tokens(capture.tensors[0]);
+  const PairLayout layout{formats::ThresholdScope::channel, 8, 1};
+  const auto thresholds = find_thresholds(tokens, layout, fractions, 1);
+  EXPECT_EQ(FitSource(tokens, thresholds[0], layout, Weighting::kRange, 1).inliers(), 700);
 }
 
 TEST(LayerFit, ConstantKeysThroughoutAreRefused) {
   LayerCapture capture = random_capture(10, 8);
-  for (std::int64_t r = 0; r < 10; ++r)
-    std::fill(capture.tensors[0].x.row(r).begin(), capture.tensors[0].x.row(r).end(), 1.0F);
+  for (std::int64_t r = 0; r < 10; ++r) set_row(capture.tensors[0].x, r, std::vector<float>(8, 1.0F));
   try {
     (void)fit_layer(capture, kLayer, FitOptions{});
     FAIL();
@@ -217,7 +224,7 @@ TEST(LayerFit, ConstantKeysThroughoutAreRefused) {
 
 TEST(LayerFit, AScaleBeyondHalfPrecisionNamesLayerAndChannel) {
   LayerCapture capture = random_capture(50, 8);
-  capture.tensors[0].x.row(7)[6] = 3e5F;
+  set_number(capture.tensors[0].x, 7, 6, 3e5F);
   try {
     (void)fit_layer(capture, kLayer, FitOptions{});
     FAIL();
@@ -229,7 +236,7 @@ TEST(LayerFit, AScaleBeyondHalfPrecisionNamesLayerAndChannel) {
 TEST(LayerFit, FewerDistinctPointsThanCentroidsRepeatsTheLast) {
   LayerCapture capture = random_capture(40, 8);
   for (std::int64_t r = 0; r < 40; ++r) {
-    for (float& value : capture.tensors[0].x.row(r)) value = r % 2 == 0 ? -1.0F : 2.0F;
+    set_row(capture.tensors[0].x, r, std::vector<float>(8, r % 2 == 0 ? -1.0F : 2.0F));
   }
   const auto set = fit_layer(capture, kLayer, FitOptions{}).key().outliers[0];
   EXPECT_EQ(set.datatypes[0].centroids, (std::vector<float>{-1, 1, 1, 1}));
