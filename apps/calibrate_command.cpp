@@ -1,5 +1,7 @@
 // kvcal calibrate: a model and a text in, a codebook out.
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <filesystem>
 #include <limits>
 #include <vector>
@@ -45,6 +47,20 @@ std::vector<double> parse_outliers(const Strings& values) {
   return fractions;
 }
 
+// An option whose value is one of the names of `table`.
+template <typename Enum, std::size_t N>
+CLI::Option* add_choice(CLI::App& app, const std::string& option, Enum& target,
+                        const std::array<base::Choice<Enum>, N>& table, const std::string& text) {
+  return app
+      .add_option_function<std::string>(
+          option,
+          [option, &target, &table](const std::string& name) {
+            target = base::parse_choice(option, name, table);
+          },
+          text)
+      ->type_name("NAME");
+}
+
 void add_inputs(CommandLine& line, calib::CalibrationOptions& options) {
   CLI::App& app = line.app();
   app.add_option(
@@ -85,11 +101,9 @@ void add_sampling(CommandLine& line, calib::CalibrationOptions& options) {
          "How many tokens in each window; 2048 by default, 8K is 8192")
       ->type_name("N")
       ->group(group);
-  app.add_option(
-         "--bos", options.bos,
-         "Where the beginning-of-sequence token goes: each window, the first of each text, none; auto, the "
-         "default, is "
-         "what the tokenizer itself does")
+  add_choice(app, "--bos", options.bos, calib::kBosPlaces,
+             "Where the beginning-of-sequence token goes: each window, the first of each text, none; auto, "
+             "the default, is what the tokenizer itself does")
       ->type_name("WHERE")
       ->group(group);
   app.add_flag("--parse-special,!--no-parse-special", options.parse_special,
@@ -124,21 +138,17 @@ void add_method(CommandLine& line, calib::CalibrationOptions& options) {
          "First tokens of each window that stay exact and are left out of all statistics; 1 by default")
       ->type_name("N")
       ->group(group);
-  app.add_option(
-         "--value-scope", options.value_scope,
-         "Thresholds of values are found over all channels of a token (token, the default), or for each "
-         "kv head of it (head)")
-      ->type_name("NAME")
+  add_choice(app, "--value-scope", options.value_scope, calib::kValueScopes,
+             "Thresholds of values are found over all channels of a token (token, the default), or for each "
+             "kv head of it (head)")
       ->group(group);
-  app.add_option("--sensitivity", options.sensitivity,
-                 "What an error weighs: fisher, the default: how much it changes the model's loss; none: all "
-                 "the same")
-      ->type_name("NAME")
+  add_choice(app, "--sensitivity", options.sensitivity, calib::kSensitivities,
+             "What an error weighs: fisher, the default: how much it changes the model's loss; none: all "
+             "the same")
       ->group(group);
-  app.add_option("--fisher-scale", options.fisher_scale,
-                 "range, the default: an error counts in the units of the values; none: in those of each "
-                 "channel's range, as in KVQuant's files")
-      ->type_name("NAME")
+  add_choice(app, "--fisher-scale", options.fisher_scale, calib::kFisherScales,
+             "range, the default: an error counts in the units of the values; none: in those of each "
+             "channel's range, as in KVQuant's files")
       ->group(group);
 }
 
@@ -146,10 +156,9 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   calib::CalibrationOptions& options = arguments.options;
   CLI::App& app = line.app();
   app.option_defaults()->group("How it runs");
-  app.add_option("--dtype", options.dtype,
-                 "Arithmetic of the model: float32 or bfloat16; auto, the default, is bfloat16 where the CPU "
-                 "multiplies it natively")
-      ->type_name("NAME");
+  add_choice(app, "--dtype", options.dtype, calib::kDtypeChoices,
+             "Arithmetic of the model: float32 or bfloat16; auto, the default, is bfloat16 where the CPU "
+             "multiplies it natively");
   app.add_option("--device", options.device, "cpu, the default; this version has no other")
       ->type_name("NAME");
   line.add_threads(options.threads);

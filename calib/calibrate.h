@@ -5,18 +5,58 @@
 // backward runs. Everything that a killed run needs to go on lies in the work folder.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/choices.h"
 #include "base/progress.h"
 #include "calib/plan/remaining_work.h"
 #include "calib/plan/resource_need.h"
+#include "calib/text/bos_place.h"
 #include "formats/codebook.h"
 
 namespace kvcal::calib {
+
+/// Over what the thresholds of values are found when they are quantised.
+enum class ValueScope {
+  token,  ///< all channels of a token
+  head,   ///< the channels of one kv head of a token
+};
+
+/// What an error of an element weighs in a fit.
+enum class Sensitivity {
+  fisher,  ///< how much it changes the model's loss: the square F of its gradient
+  none,    ///< 1: all the same; no gradients are computed
+};
+
+/// The units in which a fit counts errors (docs/method.md).
+enum class FisherScale {
+  range,  ///< those of the values: weights F s^2, where s is the range that normalised them
+  none,   ///< those of the normalised values: weights F
+};
+
+/// The arithmetic of the model.
+enum class DtypeChoice {
+  automatic,  ///< bfloat16 where the CPU multiplies it natively, else float32
+  float32,
+  bfloat16,
+};
+
+/// The names of the values: what the options take and the codebook holds.
+inline constexpr auto kValueScopes =
+    std::to_array<base::Choice<ValueScope>>({{"token", ValueScope::token}, {"head", ValueScope::head}});
+inline constexpr auto kSensitivities =
+    std::to_array<base::Choice<Sensitivity>>({{"fisher", Sensitivity::fisher}, {"none", Sensitivity::none}});
+inline constexpr auto kFisherScales =
+    std::to_array<base::Choice<FisherScale>>({{"range", FisherScale::range}, {"none", FisherScale::none}});
+inline constexpr auto kDtypeChoices =
+    std::to_array<base::Choice<DtypeChoice>>({{"auto", DtypeChoice::automatic},
+                                              {"float32", DtypeChoice::float32},
+                                              {"bfloat16", DtypeChoice::bfloat16}});
 
 /// What `kvcal calibrate` was asked to do; the fields are its options, with the same defaults.
 struct CalibrationOptions {
@@ -28,20 +68,21 @@ struct CalibrationOptions {
   std::optional<std::int64_t> seqlen;        ///< tokens in a window; 2048, or what `tokens` holds
   std::vector<int> bits = {2, 3, 4};         ///< datatypes to fit, each of 2, 3, 4
   std::vector<double> outliers = {0, 0.01};  ///< outlier fractions, 0 <= p < 0.5
-  int sinks = 1;              ///< first tokens of each window kept exact and left out of all statistics
-  std::string bos = "auto";   ///< auto, each, first, none
-  bool parse_special = true;  ///< special tokens written in the text become their ids
-  std::string value_scope = "token";   ///< token: thresholds over all channels of a token; head: per kv head
-  std::string sensitivity = "fisher";  ///< fisher, or none: every element weighs the same
-  std::string fisher_scale = "range";  ///< range: weights F s^2; none: F
-  std::string dtype = "auto";          ///< arithmetic of the model: float32, bfloat16, or auto: bfloat16
-                                       ///< where the CPU multiplies it natively
-  std::string device = "cpu";          ///< cpu; cuda[:N]
-  int threads = 0;                     ///< 0: all that the machine or its cgroup gives
-  std::int64_t seed = 0;               ///< other than 0: shifts where the windows start
-  std::filesystem::path work;          ///< checkpoints; empty: OUT.work. Removed on success
-  std::optional<std::int64_t>
-      memory_bytes;        ///< resident limit of the whole process; default 80 % of what is free
+  /// First tokens of each window that are kept exact and left out of all statistics.
+  int sinks = 1;
+  BosPlace bos = BosPlace::automatic;  ///< automatic or none with `tokens`
+  bool parse_special = true;           ///< special tokens written in the text become their ids
+  ValueScope value_scope = ValueScope::token;
+  Sensitivity sensitivity = Sensitivity::fisher;
+  FisherScale fisher_scale = FisherScale::range;
+  DtypeChoice dtype = DtypeChoice::automatic;
+  /// Where the model runs: "cpu"; this version has no other, and anything else is base::WrongUsage.
+  std::string device = "cpu";
+  int threads = 0;             ///< 0: all that the machine or its cgroup gives
+  std::int64_t seed = 0;       ///< other than 0: shifts where the windows start
+  std::filesystem::path work;  ///< checkpoints; empty: OUT.work. Removed on success
+  /// Resident limit of the whole process; by default 80 % of what is free.
+  std::optional<std::int64_t> memory_bytes;
   bool overwrite = false;  ///< replace an existing `out`
   bool dry_run = false;    ///< only plan
 

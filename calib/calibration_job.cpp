@@ -20,14 +20,6 @@ using nlohmann::json;
 
 namespace {
 
-void require_choice(const char* option, const std::string& value, const std::vector<std::string>& choices) {
-  if (std::ranges::find(choices, value) != choices.end()) return;
-  std::string known;
-  for (const std::string& choice : choices)
-    known += (known.empty() ? "" : &choice == &choices.back() ? " or " : ", ") + choice;
-  throw base::WrongUsage(base::concat(option, " is '", value, "': it may be ", known));
-}
-
 void check_lists(const CalibrationOptions& options) {
   if (options.bits.empty()) throw base::WrongUsage("--bits is empty: it may be 2, 3 and 4, such as 2,3,4");
   std::set<int> bits;
@@ -63,21 +55,23 @@ void check_options(const CalibrationOptions& options) {
     throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
   if (options.samples.value_or(1) < 1) throw base::WrongUsage("--samples: expected 1 or more");
   if (options.seqlen.value_or(2) < 2) throw base::WrongUsage("--seqlen: expected 2 or more");
-  require_choice("--bos", options.bos, {"auto", "each", "first", "none"});
-  require_choice("--value-scope", options.value_scope, {"token", "head"});
-  require_choice("--sensitivity", options.sensitivity, {"fisher", "none"});
-  require_choice("--fisher-scale", options.fisher_scale, {"range", "none"});
-  require_choice("--dtype", options.dtype, {"auto", "float32", "bfloat16"});
   if (options.device != "cpu") {
     throw base::WrongUsage(
         base::concat("--device is '", options.device, "': this version calibrates on the cpu only"));
   }
 }
 
+// bfloat16 halves the time where the CPU multiplies it natively, and moves results by less than another
+// sample would (docs/method.md). Elsewhere it would be slower than float32.
+at::ScalarType resolve_dtype(DtypeChoice asked) {
+  if (asked == DtypeChoice::automatic) return base::multiplies_bfloat16() ? at::kBFloat16 : at::kFloat;
+  return asked == DtypeChoice::bfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
 TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder, const ModelConfig& config,
                           base::Progress& progress) {
   if (!options.tokens.empty()) {
-    if (options.bos != "auto" && options.bos != "none") {
+    if (options.bos != BosPlace::automatic && options.bos != BosPlace::none) {
       throw base::WrongUsage("--bos goes with --text; --tokens are used as they are");
     }
     TokenWindows windows = load_tokens(options.tokens, config.vocab_size);
@@ -135,6 +129,12 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
   return warnings;
 }
 
+// The name of the type that the model is computed in.
+const char* dtype_text(at::ScalarType type) {
+  return base::choice_name(type == at::kBFloat16 ? DtypeChoice::bfloat16 : DtypeChoice::float32,
+                           kDtypeChoices);
+}
+
 std::string options_json(const CalibrationJob& job) {
   const CalibrationOptions& options = job.options;
   json fields = {{"bits", options.bits},
@@ -143,10 +143,10 @@ std::string options_json(const CalibrationJob& job) {
                  {"seqlen", job.session.windows.seqlen},
                  {"sinks", options.sinks},
                  {"bos", job.session.windows.bos},
-                 {"value_scope", options.value_scope},
-                 {"sensitivity", options.sensitivity},
-                 {"fisher_scale", options.fisher_scale},
-                 {"dtype", job.options.dtype},
+                 {"value_scope", base::choice_name(options.value_scope, kValueScopes)},
+                 {"sensitivity", base::choice_name(options.sensitivity, kSensitivities)},
+                 {"fisher_scale", base::choice_name(options.fisher_scale, kFisherScales)},
+                 {"dtype", dtype_text(job.session.placement.dtype)},
                  {"device", options.device}};
   if (options.tokens.empty()) {
     fields["seed"] = options.seed;
@@ -180,11 +180,11 @@ void fill_frame(CalibrationJob& job) {
   info.bos = job.session.windows.bos;
   info.sinks = job.options.sinks;
   info.seed = job.options.tokens.empty() ? job.options.seed : 0;  // given tokens are taken as they are
-  info.dtype = job.options.dtype;
+  info.dtype = dtype_text(job.session.placement.dtype);
   info.device = job.options.device;
-  info.value_scope = job.options.value_scope;
-  info.sensitivity = job.options.sensitivity;
-  info.fisher_scale = job.options.fisher_scale;
+  info.value_scope = base::choice_name(job.options.value_scope, kValueScopes);
+  info.sensitivity = base::choice_name(job.options.sensitivity, kSensitivities);
+  info.fisher_scale = base::choice_name(job.options.fisher_scale, kFisherScales);
 }
 
 }  // namespace
@@ -208,9 +208,12 @@ std::string codebook_identity(const formats::Codebook& codebook) {
 }
 
 CheckpointShape CalibrationJob::checkpoint_shape() const {
-  return {session.num_layers(), session.windows.samples,
-          activation_file_bytes(session.windows.samples, session.windows.tokens(),
-                                session.config().hidden_size, session.placement.dtype)};
+  CheckpointShape shape{session.num_layers(), session.windows.samples,
+                        activation_file_bytes(session.windows.samples, session.windows.tokens(),
+                                              session.config().hidden_size, session.placement.dtype)};
+  for (int layer = 0; layer < shape.layers; ++layer)
+    shape.cached.push_back(!session.model->cache(layer).empty());
+  return shape;
 }
 
 RunShape CalibrationJob::run_shape() const {
@@ -231,8 +234,8 @@ FitOptions CalibrationJob::fit_options() const {
   FitOptions fit;
   fit.bits = options.bits;
   fit.outliers = options.outliers;
-  fit.token_per_head = options.value_scope == "head";
-  fit.range_weights = options.fisher_scale == "range";
+  fit.token_per_head = options.value_scope == ValueScope::head;
+  fit.range_weights = options.fisher_scale == FisherScale::range;
   fit.threads = session.placement.threads;
   return fit;
 }
@@ -245,12 +248,9 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   for (double& fraction : job.options.outliers) fraction = std::abs(fraction);  // -0 is 0
   std::sort(job.options.outliers.begin(), job.options.outliers.end());
   job.options.work = options.work_folder();
-  // bfloat16 halves the time where the CPU multiplies it natively, and moves results by less than another
-  // sample would (docs/method.md). Elsewhere it would be slower than float32.
-  if (job.options.dtype == "auto") job.options.dtype = base::multiplies_bfloat16() ? "bfloat16" : "float32";
 
   Session& session = job.session;
-  session.placement = {.dtype = job.options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat,
+  session.placement = {.dtype = resolve_dtype(options.dtype),
                        .threads = base::resolve_threads(options.threads)};
   session.folder = find_model_folder(options.model);
   const ModelDefinition definition = read_model_definition(session.folder.path);

@@ -15,7 +15,9 @@
 namespace kvcal::calib {
 
 struct CalibrationJob {
-  CalibrationOptions options;  ///< as asked, with `work`, `samples`, `seqlen` and `dtype` resolved
+  /// As asked, with `work`, `samples` and `seqlen` resolved. What `dtype` came to is session.placement's,
+  /// what `bos` did is session.windows'.
+  CalibrationOptions options;
   Session session;
   formats::Codebook frame;  ///< the codebook without layers and loss: where it comes from
   /// What makes two runs the same: fingerprints of model and tokens, and the options.
@@ -23,7 +25,7 @@ struct CalibrationJob {
   std::vector<std::string> warnings;
 
   [[nodiscard]] FitOptions fit_options() const;
-  [[nodiscard]] bool with_gradients() const { return options.sensitivity == "fisher"; }
+  [[nodiscard]] bool with_gradients() const { return options.sensitivity == Sensitivity::fisher; }
   [[nodiscard]] CheckpointShape checkpoint_shape() const;
   [[nodiscard]] RunShape run_shape() const;
 };

@@ -20,12 +20,12 @@ std::uint64_t split_mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-std::string resolve_bos(const std::string& asked, const formats::Tokenizer& tokenizer) {
+BosPlace resolve_bos(BosPlace asked, const formats::Tokenizer& tokenizer) {
   const bool known = tokenizer.bos_id().has_value();
-  if (asked == "auto") return tokenizer.adds_bos() && known ? "each" : "none";
-  if (asked != "none" && !known) {
-    throw base::WrongUsage(
-        base::concat("--bos ", asked, ": this model's tokenizer names no BOS token; use --bos none"));
+  if (asked == BosPlace::automatic) return tokenizer.adds_bos() && known ? BosPlace::each : BosPlace::none;
+  if (asked != BosPlace::none && !known) {
+    throw base::WrongUsage(base::concat("--bos ", base::choice_name(asked, kBosPlaces),
+                                        ": this model's tokenizer names no BOS token; use --bos none"));
   }
   return asked;
 }
@@ -86,14 +86,14 @@ std::string TokenWindows::sha256() const {
 }
 
 std::vector<std::vector<std::int32_t>> cut_windows(std::span<const std::int32_t> tokens, std::int64_t seqlen,
-                                                   const std::string& bos, std::int32_t bos_id,
-                                                   std::int64_t start) {
+                                                   BosPlace bos, std::int32_t bos_id, std::int64_t start) {
   std::vector<std::vector<std::int32_t>> windows;
   auto rest = tokens.subspan(
       static_cast<std::size_t>(std::min<std::int64_t>(start, static_cast<std::int64_t>(tokens.size()))));
   bool first = true;
   while (!rest.empty()) {
-    const bool add = (bos == "each" || (bos == "first" && first && start == 0)) && rest.front() != bos_id;
+    const bool add =
+        (bos == BosPlace::each || (bos == BosPlace::first && first && start == 0)) && rest.front() != bos_id;
     const auto wanted = static_cast<std::size_t>(add ? seqlen - 1 : seqlen);
     if (rest.size() < wanted || wanted == 0) break;
     std::vector<std::int32_t> window;
@@ -117,7 +117,8 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
   TokenWindows result;
   result.samples = sampling.samples;
   result.seqlen = sampling.seqlen;
-  result.bos = resolve_bos(sampling.bos, tokenizer);
+  const BosPlace bos = resolve_bos(sampling.bos, tokenizer);
+  result.bos = base::choice_name(bos, kBosPlaces);
   const std::int32_t bos_id = tokenizer.bos_id().value_or(-1);
   bool special = false;
   for (std::int64_t i = 0; i < files; ++i) {
@@ -128,7 +129,7 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
     const std::int64_t share = sampling.samples / files + (i < sampling.samples % files ? 1 : 0);
     const auto tokens = static_cast<std::int64_t>(text.ids.size());
     const auto windows =
-        cut_windows(text.ids, sampling.seqlen, result.bos, bos_id, window_start(sampling, tokens, share));
+        cut_windows(text.ids, sampling.seqlen, bos, bos_id, window_start(sampling, tokens, share));
     const auto count = static_cast<std::int64_t>(windows.size());
     if (count < share) {
       throw base::InvalidInput(base::concat(file.string(), ": too short: it gave ", tokens, " tokens, ",

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/progress.h"
+#include "calib/text/bos_place.h"
 #include "formats/codebook.h"
 #include "formats/tokenizer/tokenizer.h"
 
@@ -19,10 +20,10 @@ struct TokenWindows {
   std::int64_t seqlen = 0;
   std::vector<std::int32_t> ids;
   std::vector<formats::TextInfo> texts;  ///< file names and SHA-256 of their bytes; empty for a token array
-  std::string bos;                       ///< each, first, none; "given" for a token array
+  std::string bos;                       ///< what it came to: each, first, none; "given" for a token array
   std::vector<std::string> warnings;     ///< of the texts themselves: not valid UTF-8
-  bool chat_template_without_special =
-      false;  ///< the model has a chat template, the texts hold no special token
+  /// The model has a chat template, the texts hold no special token.
+  bool chat_template_without_special = false;
 
   /// The ids of a sample without its padding.
   [[nodiscard]] std::span<const std::int32_t> sample(std::int64_t index) const;
@@ -36,7 +37,7 @@ struct TextSampling {
   std::vector<std::filesystem::path> files;
   std::int64_t samples = 16;
   std::int64_t seqlen = 2048;
-  std::string bos = "auto";  ///< auto: each where the tokenizer itself adds a BOS, else none
+  BosPlace bos = BosPlace::automatic;
   bool parse_special = true;
   std::int64_t seed = 0;  ///< other than 0 shifts where each text's windows start
 };
@@ -53,10 +54,10 @@ struct TextSampling {
 /// outside [0, vocab_size) that is not padding at a row's tail.
 [[nodiscard]] TokenWindows load_tokens(const std::filesystem::path& file, std::int64_t vocab_size);
 
-/// Cuts one text's tokens: every window in order, without the share being taken. For sample_texts and the
-/// tests.
+/// Cuts one text's tokens: every window in order, without the share being taken. `bos` is not automatic:
+/// what that comes to is the tokenizer's. For sample_texts and the tests.
 [[nodiscard]] std::vector<std::vector<std::int32_t>> cut_windows(std::span<const std::int32_t> tokens,
-                                                                 std::int64_t seqlen, const std::string& bos,
+                                                                 std::int64_t seqlen, BosPlace bos,
                                                                  std::int32_t bos_id, std::int64_t start);
 
 }  // namespace kvcal::calib

@@ -174,7 +174,7 @@ std::vector<std::vector<at::Tensor>> keys_of_model(const fs::path& folder, const
 TEST_F(CalibrateTest, SinksAreTheFirstTokensOfEachSample) {
   constexpr std::int64_t kSinks = 2;
   options_.sinks = kSinks;
-  options_.sensitivity = "none";
+  options_.sensitivity = Sensitivity::none;
   const formats::Codebook codebook = run().codebook;
   const auto keys = keys_of_model(options_.model, options_.tokens);
   const std::vector<float> rows(kChannels, static_cast<float>(kTokens - kSamples * kSinks));

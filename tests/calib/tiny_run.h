@@ -187,7 +187,7 @@ class CalibrateTest : public testing::Test {
     options_.out = root_ / "out.h5";
     options_.bits = {2, 3};
     options_.outliers = {0, 0.05};
-    options_.dtype = "float32";
+    options_.dtype = DtypeChoice::float32;
     options_.threads = 2;
     write_model(options_.model);
     write_tokens(options_.tokens);

@@ -17,21 +17,40 @@ using Windows = std::vector<std::vector<std::int32_t>>;
 const std::vector<std::int32_t> kTokens = {10, 11, 12, 13, 14, 15, 16};
 
 TEST(CutWindows, EachStartsWithABosInsideItsLength) {
-  EXPECT_EQ(cut_windows(kTokens, 3, "each", 1, 0), (Windows{{1, 10, 11}, {1, 12, 13}, {1, 14, 15}}));
+  EXPECT_EQ(cut_windows(kTokens, 3, BosPlace::each, 1, 0), (Windows{{1, 10, 11}, {1, 12, 13}, {1, 14, 15}}));
 }
 
 TEST(CutWindows, FirstIsAtTheStartOfTheTextOnly) {
-  EXPECT_EQ(cut_windows(kTokens, 3, "first", 1, 0), (Windows{{1, 10, 11}, {12, 13, 14}}));
+  EXPECT_EQ(cut_windows(kTokens, 3, BosPlace::first, 1, 0), (Windows{{1, 10, 11}, {12, 13, 14}}));
 }
 
 TEST(CutWindows, NoneCutsTheTextAsItIs) {
-  EXPECT_EQ(cut_windows(kTokens, 3, "none", 1, 0), (Windows{{10, 11, 12}, {13, 14, 15}}));
-  EXPECT_EQ(cut_windows(kTokens, 3, "none", 1, 2), (Windows{{12, 13, 14}}));
+  EXPECT_EQ(cut_windows(kTokens, 3, BosPlace::none, 1, 0), (Windows{{10, 11, 12}, {13, 14, 15}}));
+  EXPECT_EQ(cut_windows(kTokens, 3, BosPlace::none, 1, 2), (Windows{{12, 13, 14}}));
 }
 
 TEST(CutWindows, NeverTwoBosInARow) {
   const std::vector<std::int32_t> tokens = {1, 10, 11, 12, 1, 13, 14};
-  EXPECT_EQ(cut_windows(tokens, 3, "each", 1, 0), (Windows{{1, 10, 11}, {1, 12, 1}, {1, 13, 14}}));
+  EXPECT_EQ(cut_windows(tokens, 3, BosPlace::each, 1, 0), (Windows{{1, 10, 11}, {1, 12, 1}, {1, 13, 14}}));
+}
+
+TEST(Choices, ANameIsReadAsTheValueThatPrintsIt) {
+  for (const auto& choice : kBosPlaces) {
+    EXPECT_EQ(base::parse_choice("--bos", choice.name, kBosPlaces), choice.value);
+    EXPECT_STREQ(base::choice_name(choice.value, kBosPlaces), choice.name);
+  }
+}
+
+TEST(Choices, AnotherNameIsRefusedWithAllThatAreKnown) {
+  for (const char* text : {"always", "", "EACH", "each ", "eac"}) {
+    try {
+      (void)base::parse_choice("--bos", text, kBosPlaces);
+      FAIL() << text;
+    } catch (const base::WrongUsage& error) {
+      EXPECT_EQ(std::string(error.what()),
+                base::concat("--bos is '", text, "': it may be auto, each, first or none"));
+    }
+  }
 }
 
 /// One token per byte; BOS is 256.
