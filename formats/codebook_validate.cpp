@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -120,7 +121,7 @@ class Validator {
       const std::string group = path + "/" + tensor.name;
       if (!is_tensor_name(tensor.name)) {
         fail(group, concat("'", tensor.name, "' is no name of a tensor; expected lower-case letters, digits ",
-                           "and _, a letter first"));
+                           "and _, a letter first, and no name that a layer's attributes have"));
       }
       if (previous != nullptr && *previous == tensor.name) fail(group, "the tensor is given twice");
       previous = &tensor.name;
@@ -133,7 +134,10 @@ class Validator {
   static bool is_tensor_name(std::string_view name) {
     // Not isalpha(), which asks the locale.
     const auto letter = [](char c) { return c >= 'a' && c <= 'z'; };
-    return !name.empty() && letter(name.front()) &&
+    // What else a layer has, in its group and in the JSON of inspect.
+    constexpr std::array<std::string_view, 6> kTaken = {"layer",    "rope",    "window",
+                                                        "kv_heads", "key_dim", "value_dim"};
+    return !name.empty() && letter(name.front()) && std::ranges::find(kTaken, name) == kTaken.end() &&
            std::ranges::all_of(name, [&](char c) { return letter(c) || (c >= '0' && c <= '9') || c == '_'; });
   }
 

@@ -8,6 +8,7 @@ Checkpoints::Checkpoints(int num_layers)
     : layers(num_layers),
       hidden(static_cast<std::size_t>(num_layers) + 1),
       gradient(static_cast<std::size_t>(num_layers) + 1),
+      cached(static_cast<std::size_t>(num_layers), true),
       fits(static_cast<std::size_t>(num_layers)) {}
 
 int Checkpoints::layers_fitted() const {
@@ -20,7 +21,7 @@ RemainingWork remaining_work(const Checkpoints& found, bool with_gradients) {
   RemainingWork work{std::vector<bool>(layers + 1), false, std::vector<bool>(layers + 1),
                      std::vector<bool>(layers)};
   for (std::size_t l = 0; l < layers; ++l) {
-    work.fit[l] = !found.fits[l].has_value();
+    work.fit[l] = found.cached[l] && !found.fits[l].has_value();
     if (!work.fit[l]) continue;
     hidden_wanted[l] = true;
     gradient_wanted[l + 1] = with_gradients;

@@ -1,4 +1,5 @@
-// calib/engine/checkpoints.h: what an earlier run left in its work folder, and what of the passes is left to do.
+// calib/engine/checkpoints.h: what an earlier run left in its work folder,
+// and what of the passes is left to do.
 //
 // A capture of layer l needs the hidden states at its input and the gradient at its output. A gradient comes
 // from the head or from the backward of the layer above it, a hidden state from the layer below: so whatever
@@ -36,8 +37,9 @@ struct Checkpoints {
   explicit Checkpoints(int num_layers = 0);
 
   int layers = 0;
-  std::vector<bool> hidden;                                 ///< [layers + 1]
-  std::vector<bool> gradient;                               ///< [layers + 1]
+  std::vector<bool> hidden;    ///< [layers + 1]
+  std::vector<bool> gradient;  ///< [layers + 1]
+  std::vector<bool> cached;    ///< [layers]: has a cache of its own, so a codebook
   std::vector<std::optional<formats::LayerCodebook>> fits;  ///< [layers]
   std::optional<std::vector<double>> losses;                ///< each sample's, of the head
   std::vector<DamagedCheckpoint> damaged;                   ///< files that count as missing above

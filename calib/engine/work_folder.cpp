@@ -191,6 +191,7 @@ void WorkFolder::check_free(const fs::path& path) {
 Checkpoints WorkFolder::find(const fs::path& path, const std::string& identity_json,
                              const CheckpointShape& shape, const std::vector<DamagedCheckpoint>& known) {
   Checkpoints found(shape.layers);
+  if (!shape.cached.empty()) found.cached = shape.cached;
   if (!fs::is_directory(path)) return found;
   check_identity(path, identity_json);
   found.bytes = folder_bytes(path);

@@ -28,6 +28,8 @@ struct CheckpointShape {
   int layers = 0;
   std::int64_t samples = 0;
   std::int64_t activation_bytes = 0;  ///< of each hidden and gradient file
+  /// [layers]: those with a cache of their own, and so a codebook; empty: all.
+  std::vector<bool> cached = {};
 };
 
 class WorkFolder {
@@ -42,8 +44,7 @@ class WorkFolder {
 
   /// What a run would go on from; writes nothing, and the folder need not exist. Files that are not what was
   /// written are listed as damaged. Throws as the constructor does; SystemError, too, where a file cannot be
-  /// read, which says nothing about what it holds.
-  /// known: files that turned out damaged when they were read.
+  /// read, which says nothing about what it holds. known: files that turned out damaged when they were read.
   [[nodiscard]] static Checkpoints find(const std::filesystem::path& path, const std::string& identity_json,
                                         const CheckpointShape& shape,
                                         const std::vector<DamagedCheckpoint>& known = {});
@@ -68,8 +69,8 @@ class WorkFolder {
   bool made_ = false;  // by kvcal, this run or the one it goes on from
 };
 
-/// What differs between two identities (JSON objects of strings): their keys, comma-separated; empty where
-/// nothing does.
+/// What differs between two identities (JSON objects of strings): their keys, comma-separated;
+/// empty where nothing does.
 [[nodiscard]] std::string identity_difference(const std::string& left_json, const std::string& right_json);
 
 }  // namespace kvcal::calib
