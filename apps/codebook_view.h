@@ -23,9 +23,10 @@ namespace kvcal::apps {
 
 /// Everything but the layers.
 [[nodiscard]] Json provenance_json(const formats::Codebook& codebook);
-/// {"layer", "kv_heads", ..., "key": {"fisher_sum", "halves", "outliers": [{"fraction", "datatypes":
-/// [...]}]}, "value": {...}}; a tensor whose sizes do not stand at the layer holds "heads", "dim" and
-/// "thresholds" as well. With `arrays` the thresholds, centroids and fisher_channel as well.
+/// {"layer", "kv_heads", ...,
+///  "key": {"fisher_sum", "halves", "outliers": [{"fraction", "datatypes": [...]}]}, "value": {...}};
+/// a tensor whose sizes do not stand at the layer holds "heads", "dim" and "thresholds" as well.
+/// With `arrays` the thresholds, centroids and fisher_channel as well.
 [[nodiscard]] Json layer_json(const formats::LayerCodebook& layer, bool arrays);
 [[nodiscard]] Json plan_json(const calib::CalibrationPlan& plan);
 

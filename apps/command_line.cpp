@@ -40,8 +40,8 @@ std::string advice(const CLI::App& app, const std::string& argument) {
   return concat("kvcal ", app.get_name(), " --help lists all options");
 }
 
-// CLI11's TOML reader; a section may be the subcommand's, so that one file serves several, and an unknown key
-// is an error.
+// CLI11's TOML reader; a section may be the subcommand's, so that one file serves several,
+// and an unknown key is an error.
 class ConfigReader : public CLI::ConfigTOML {
  public:
   explicit ConfigReader(const CLI::App& app) : app_(app) {}
@@ -99,8 +99,8 @@ std::string wrapped(const std::string& text, std::size_t width) {
   return result;
 }
 
-// CLI11's help, wrapped, without its notes about which options exclude each other (an error says so when it
-// happens).
+// CLI11's help, wrapped, without its notes about which options exclude each other
+// (an error says so when it happens).
 class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_option_opts(const CLI::Option* option) const override {

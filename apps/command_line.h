@@ -1,5 +1,5 @@
-// apps/command_line.h: the options of one subcommand, on top of CLI11: --config, suggestions, help that ends
-// with an example.
+// apps/command_line.h: the options of one subcommand, on top of CLI11:
+// --config, suggestions, help that ends with an example.
 #pragma once
 
 #include <CLI/CLI.hpp>

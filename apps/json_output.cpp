@@ -36,7 +36,7 @@ void print(std::string_view text) {
   }
 }
 
-std::string json_text(const Json& value) {
+std::string text_of(const Json& value) {
   // nlohmann writes null for what is not finite, and the shortest digits that read back as the same double.
   return value.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -63,7 +63,7 @@ void JsonOutput::check(const std::vector<std::filesystem::path>& inputs) const {
 
 void JsonOutput::write(const Json& value) const {
   if (!wanted()) return;
-  const std::string text = json_text(value);
+  const std::string text = text_of(value);
   if (to_stdout()) {
     print(text);
   } else if (is_device(file_)) {

@@ -12,13 +12,13 @@ namespace kvcal::apps {
 /// Keys stay in the order in which they were added: the order in which a person wants to read them.
 using Json = nlohmann::ordered_json;
 
-/// Writes all of `text` to standard output. Throws base::SystemError where that fails (a full disk, a closed
-/// pipe).
+/// Writes all of `text` to standard output.
+/// Throws base::SystemError where that fails (a full disk, a closed pipe).
 void print(std::string_view text);
 
-/// The JSON text of `value`: numbers exact to the last bit, null for NaN and infinity, invalid UTF-8
-/// replaced.
-[[nodiscard]] std::string json_text(const Json& value);
+/// The JSON text of `value`: numbers exact to the last bit,
+/// null for NaN and infinity, invalid UTF-8 replaced.
+[[nodiscard]] std::string text_of(const Json& value);
 
 /// The file of --json: empty for none, "-" for standard output.
 class JsonOutput {

@@ -188,8 +188,8 @@ void ProgressBar::draw(bool forced) {
     log_info(format_line(state_));
     return;
   }
-  // One column less than there is: some terminals wrap after the last. "\x1b[K" clears what an earlier,
-  // longer bar left.
+  // One column less than there is: some terminals wrap after the last.
+  // "\x1b[K" clears what an earlier, longer bar left.
   const std::string bar = "\r" + format_bar(state_, terminal_width() - 1) + "\x1b[K";
   std::fwrite(bar.data(), 1, bar.size(), stderr);
   std::fflush(stderr);

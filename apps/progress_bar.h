@@ -19,8 +19,8 @@ struct StageState {
   std::string detail;      ///< "layer 3 of 32"
   std::int64_t total = 0;  ///< 0: not known
   std::int64_t done = 0;
-  std::int64_t first =
-      0;  ///< done at the first report: an earlier run's work may be in it, so the rate counts from there
+  /// Done at the first report: an earlier run's work may be in it, so the rate counts from there.
+  std::int64_t first = 0;
   double seconds = 0;  ///< since the first report
   double elapsed = 0;  ///< since the stage began
 };
@@ -28,8 +28,8 @@ struct StageState {
 /// Steps per second; 0 where nothing is done yet.
 [[nodiscard]] double steps_per_second(const StageState& state);
 
-/// One line of at most `width` columns: "forward  layer 3 of 32  [####......]  41 %  1,234 tokens/s  2 min 5
-/// s left".
+/// One line of at most `width` columns:
+/// "forward  layer 3 of 32  [####......]  41 %  1,234 tokens/s  2 min 5 s left".
 [[nodiscard]] std::string format_bar(const StageState& state, int width);
 
 /// The same without a bar: "forward: layer 3 of 32, 41 %, 1,234 tokens/s, 2 min 5 s left".

@@ -1,5 +1,5 @@
-// apps/sizes.h: numbers as people type and read them: 512, 8K, 1M, 80GB in; 1.5 GiB, 2 min 5 s out. K, M, G,
-// T are powers of 1024.
+// apps/sizes.h: numbers as people type and read them: 512, 8K, 1M, 80GB in; 1.5 GiB, 2 min 5 s out.
+// K, M, G, T are powers of 1024.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ namespace kvcal::apps {
 [[nodiscard]] std::int64_t parse_count(std::string_view text, std::string_view option, std::int64_t least,
                                        std::int64_t most);
 
-/// An amount of memory. Throws base::WrongUsage below a mebibyte, which is a forgotten unit, saying what may
-/// have been meant.
+/// An amount of memory. Throws base::WrongUsage below a mebibyte, which is a forgotten unit,
+/// saying what may have been meant.
 [[nodiscard]] std::int64_t parse_memory(std::string_view text, std::string_view option);
 
 /// A whole number, which may be negative. Throws base::WrongUsage.

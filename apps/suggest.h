@@ -18,9 +18,8 @@ namespace kvcal::apps {
 [[nodiscard]] std::optional<std::string> nearest(std::string_view word,
                                                  const std::vector<std::string>& candidates);
 
-/// An option of another tool (KVQuant's scripts, mostly) and what does the same here: "use --outliers 0.01
-/// ...". Without dashes,
-/// '_' and '-' being the same.
+/// An option of another tool (KVQuant's scripts, mostly) and what does the same here:
+/// "use --outliers 0.01 ...". Without dashes, '_' and '-' being the same.
 [[nodiscard]] std::optional<std::string> foreign_option(std::string_view name);
 
 }  // namespace kvcal::apps

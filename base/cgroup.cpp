@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 
 enum class Version { kV1, kV2 };
 
-// A line of /proc/self/cgroup: the group of this process in one hierarchy. controllers: a comma-list, empty
-// for version 2.
+// A line of /proc/self/cgroup: the group of this process in one hierarchy.
+// controllers: a comma-list, empty for version 2.
 struct Membership {
   Version version;
   std::string controllers;
@@ -39,8 +39,8 @@ struct Level {
   fs::path folder;
 };
 
-// Line by line, as getline takes a read that fails (a folder, a group just removed) for the end, where stream
-// iterators throw.
+// Line by line, as getline takes a read that fails (a folder, a group just removed) for the end,
+// where stream iterators throw.
 std::vector<std::string> read_lines(const fs::path& path) {
   std::vector<std::string> lines;
   std::ifstream file(path);

@@ -39,8 +39,8 @@ template <std::integral To, std::integral From>
   return static_cast<To>(value);
 }
 
-/// The number of elements of a shape; 1 for an empty one. Throws InvalidInput for a negative extent or
-/// overflow.
+/// The number of elements of a shape; 1 for an empty one.
+/// Throws InvalidInput for a negative extent or overflow.
 [[nodiscard]] inline std::int64_t element_count(std::span<const std::int64_t> shape, std::string_view what) {
   std::int64_t count = 1;
   for (const std::int64_t extent : shape) {

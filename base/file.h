@@ -61,8 +61,8 @@ void read_whole_at(int descriptor, std::int64_t offset, std::span<std::byte> byt
 /// it with the process, so a killed run leaves no stale lock. The file may be unlinked by who holds the lock.
 class FileLock {
  public:
-  /// Throws SystemError where another process holds it, saying so. A file that had to be made is given
-  /// `content`.
+  /// Throws SystemError where another process holds it, saying so.
+  /// A file that had to be made is given `content`.
   explicit FileLock(const std::filesystem::path& path, std::string_view content = {});
   /// Throws as the constructor does where another process holds the lock. Makes nothing and keeps nothing.
   static void check_free(const std::filesystem::path& path);

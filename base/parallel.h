@@ -1,5 +1,5 @@
-// base/parallel.h: the one parallel loop of the project, and sums that do not depend on the number of
-// threads.
+// base/parallel.h: the one parallel loop of the project,
+// and sums that do not depend on the number of threads.
 #pragma once
 
 #include <omp.h>

@@ -11,8 +11,8 @@ namespace kvcal::base {
 class Progress {
  public:
   virtual ~Progress() = default;
-  /// A stage begins ("forward", "backward", ...) that will take `total` steps of the given unit ("tokens",
-  /// "layers").
+  /// A stage begins ("forward", "backward", ...) that will take `total` steps of the given unit
+  /// ("tokens", "layers").
   virtual void begin_stage(std::string_view /*name*/, std::int64_t /*total*/, std::string_view /*unit*/) {}
   /// `done` of the stage's steps are done; `detail` is what is being worked on ("layer 3 of 32").
   virtual void advance(std::int64_t /*done*/, std::string_view /*detail*/) {}

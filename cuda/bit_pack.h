@@ -13,8 +13,8 @@
 
 namespace kvcal::codec {
 
-/// ceil(count * bits / 8). Throws base::WrongUsage where bits is not 2, 3 or 4; base::InvalidInput on
-/// overflow.
+/// ceil(count * bits / 8). Throws base::WrongUsage where bits is not 2, 3 or 4;
+/// base::InvalidInput on overflow.
 [[nodiscard]] std::size_t packed_bytes(std::size_t count, int bits);
 
 /// Throws base::InvalidInput naming the first code that has more than `bits` bits; base::WrongUsage as above.

@@ -2,14 +2,13 @@
 //
 // All of it is float32, each operation rounded to nearest by itself (rn), never fused: on the device by the
 // _rn intrinsics, on the host because kvcal::codec compiles what includes it with -ffp-contract=off. Do not
-// compile it with -ffast-math or
-// --use_fast_math. fp16 values are bit patterns in std::uint16_t, converted by base/float16.h, which is
-// constexpr: the device compiles it, too, with nvcc's --expt-relaxed-constexpr.
+// compile it with -ffast-math or --use_fast_math. fp16 values are bit patterns in std::uint16_t, converted
+// by base/float16.h, which is constexpr: the device compiles it, too, with nvcc's --expt-relaxed-constexpr.
 //
 //   normalise    u = rn(rn(x - z) * rn(1 / s)), s and z as stored: rounded to fp16
-//   code         the number of midpoints of neighbouring centroids that lie below u, so that a tie takes the
-//   lower code dequantise   rn(rn(level * s) + z), level = centroid, or with Q-Norm rn(rn(centroid * scale) +
-//   offset)
+//   code         the number of midpoints of neighbouring centroids that lie below u,
+//                so that a tie takes the lower code
+//   dequantise   rn(rn(level * s) + z), level = centroid, or with Q-Norm rn(rn(centroid * scale) + offset)
 #pragma once
 
 #include <cstdint>
@@ -27,8 +26,8 @@ namespace kvcal::codec {
 /// The most centroids of a datatype: 4 bits.
 inline constexpr int kMaxCentroids = 16;
 
-/// A datatype as quantising uses it, flat so that a kernel takes it by value. Made by make_datatype() of
-/// vector_codec.h.
+/// A datatype as quantising uses it, flat so that a kernel takes it by value.
+/// Made by make_datatype() of vector_codec.h.
 struct Datatype {
   int bits = 0;                          ///< 2, 3 or 4
   float midpoints[kMaxCentroids - 1]{};  ///< [2^bits - 1], ascending: rn(rn(centroid + next centroid) / 2)
@@ -66,8 +65,8 @@ KVCAL_HOST_DEVICE float divide_rn(float a, float b) {
 #endif
 }
 
-/// Range and zero of a pair of thresholds, rounded to fp16; infinite there where they overflow: see
-/// is_finite_half().
+/// Range and zero of a pair of thresholds, rounded to fp16; infinite there where they overflow
+/// (see is_finite_half()).
 KVCAL_HOST_DEVICE Affine affine_of(float lower, float upper) {
   return {base::float_to_half(multiply_rn(add_rn(upper, -lower), 0.5F)),
           base::float_to_half(multiply_rn(add_rn(upper, lower), 0.5F))};

@@ -16,8 +16,8 @@ __device__ Affine affine_at(const DeviceVectors& layout, std::int64_t vector, in
 }
 
 // Grid: one thread per 8 channels, vectors * channels / 8 threads in blocks of 256; no shared memory.
-// Layout: x row-major float32, codes row-major packed bytes; thread t owns x[8t, 8t + 8) and codes[bits * t,
-// bits * (t + 1)).
+// Layout: x row-major float32, codes row-major packed bytes;
+// thread t owns x[8t, 8t + 8) and codes[bits * t, bits * (t + 1)).
 template <int kBits>
 __global__ void quantise_kernel(DeviceVectors layout, Datatype datatype, const float* __restrict__ x,
                                 std::uint8_t* __restrict__ codes) {

@@ -1,9 +1,9 @@
-// cuda/vector_codec.h: the CPU codec: one key vector or one value vector to codes, scales and outliers, and
-// back.
+// cuda/vector_codec.h: the CPU codec: one key vector or one value vector
+// to codes, scales and outliers, and back.
 //
 // A vector is one token's keys or values of one layer, channels = kv_heads * head_dim. Keys are normalised
-// per channel by thresholds from the codebook; values by thresholds found in the vector itself: the p/2 and 1
-// - p/2 quantiles, linear interpolation, over all channels (one group) or per kv head (a group each). What
+// per channel by thresholds from the codebook; values by thresholds found in the vector itself: the p/2 and
+// 1 - p/2 quantiles, linear interpolation, over all channels (one group) or per kv head (a group each). What
 // lies outside the thresholds is an outlier, kept exact but for its rounding to fp16; p = 0 means minimum and
 // maximum and no outliers (KVQuant, sections 3.1 to 3.4). The arithmetic is that of codec_math.h.
 //
@@ -29,8 +29,8 @@ struct QNorm {
 /// centroids: [4], [8] or [16] for 2, 3 or 4 bits, finite, ascending (repeated ones are allowed).
 [[nodiscard]] Datatype make_datatype(std::span<const float> centroids, const QNorm& qnorm = {});
 
-/// The q-quantile of values with linear interpolation, 0 <= q <= 1. values: [n], n >= 1, finite; they are
-/// reordered.
+/// The q-quantile of values with linear interpolation, 0 <= q <= 1.
+/// values: [n], n >= 1, finite; they are reordered.
 [[nodiscard]] float quantile(std::span<float> values, double q);
 
 /// The thresholds of a layer's keys, as encoding and decoding use them.
@@ -69,8 +69,8 @@ struct Outlier {
 struct EncodedVector {
   int bits = 0;
   std::size_t channels = 0;
-  std::vector<std::uint8_t>
-      codes;  ///< packed as bit_pack.h says; an outlier's place holds a code that is not used
+  /// Packed as bit_pack.h says; an outlier's place holds a code that is not used.
+  std::vector<std::uint8_t> codes;
   std::vector<Affine> affines;  ///< [groups] for values; empty for keys, whose are stored once for the layer
   bool keeps_outliers = false;
   std::vector<Outlier> outliers;  ///< by ascending index
@@ -84,13 +84,13 @@ struct EncodedVector {
 [[nodiscard]] EncodedVector encode_key(std::span<const float> x, const KeyNormaliser& normaliser,
                                        const Datatype& datatype);
 
-/// x: [channels], channels >= 1 and divisible by options.groups. Throws base::WrongUsage for options out of
-/// range.
+/// x: [channels], channels >= 1 and divisible by options.groups.
+/// Throws base::WrongUsage for options out of range.
 [[nodiscard]] EncodedVector encode_value(std::span<const float> x, const ValueOptions& options,
                                          const Datatype& datatype);
 
-/// [channels]. Throws base::InvalidInput where the parts of `encoded` disagree or an outlier's index is out
-/// of range.
+/// [channels]. Throws base::InvalidInput where the parts of `encoded` disagree
+/// or an outlier's index is out of range.
 [[nodiscard]] std::vector<float> decode_key(const EncodedVector& encoded, const KeyNormaliser& normaliser,
                                             const Datatype& datatype);
 [[nodiscard]] std::vector<float> decode_value(const EncodedVector& encoded, const Datatype& datatype);

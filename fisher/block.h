@@ -1,5 +1,5 @@
-// fisher/block.h: what a model is to the engine: a stack of differentiable blocks and a head. calib/
-// implements them.
+// fisher/block.h: what a model is to the engine: a stack of differentiable blocks and a head.
+// calib/ implements them.
 #pragma once
 
 #include <ATen/core/Tensor.h>

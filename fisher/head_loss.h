@@ -1,5 +1,5 @@
-// fisher/head_loss.h: the loss of a sample and its gradient at the last hidden state, the vocabulary in
-// pieces.
+// fisher/head_loss.h: the loss of a sample and its gradient at the last hidden state,
+// the vocabulary in pieces.
 #pragma once
 
 #include <cstdint>

@@ -40,8 +40,8 @@ struct CachedTensor {
 /// A layer's tensors are sorted by it: key, value, then others by name.
 [[nodiscard]] std::pair<bool, std::string> tensor_rank(const CachedTensor& tensor);
 
-/// A non-uniform datatype: 2^bits centroids in the normalised range [-1, 1], ascending (the last may be
-/// repeated).
+/// A non-uniform datatype: 2^bits centroids in the normalised range [-1, 1],
+/// ascending (the last may be repeated).
 struct Datatype {
   int bits = 0;  ///< 1 to 8
   std::vector<float> centroids;
@@ -57,8 +57,8 @@ struct Datatype {
 /// The thresholds for one fraction of outliers, and the datatypes fitted to what lies within.
 struct OutlierSet {
   double fraction = 0;  ///< 0 <= fraction < 0.5
-  std::vector<float> lower,
-      upper;  ///< [channels] where thresholds are a channel's; empty where they are a token's
+  /// [channels] where thresholds are a channel's; empty where they are a token's.
+  std::vector<float> lower, upper;
   std::vector<Datatype> datatypes;
 
   bool operator==(const OutlierSet&) const = default;

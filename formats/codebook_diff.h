@@ -12,12 +12,12 @@ namespace kvcal::formats {
 struct Difference {
   std::string path;         ///< "/model/weights_sha256", "/layers/0003/key/outliers_0.01/nuq3/centroids"
   std::string left, right;  ///< the two values in short, or "absent"
-  double magnitude =
-      0;  ///< largest |a - b| over the largest |a|, |b|; infinity where one is absent or not a number
+  /// Largest |a - b| over the largest |a|, |b|; infinity where one is absent or not a number.
+  double magnitude = 0;
 };
 
-/// All differences whose magnitude is above `tolerance`, provenance first, then layer by layer. created_by is
-/// not compared.
+/// All differences whose magnitude is above `tolerance`, provenance first, then layer by layer.
+/// created_by is not compared.
 [[nodiscard]] std::vector<Difference> diff_codebooks(const Codebook& left, const Codebook& right,
                                                      double tolerance = 0);
 

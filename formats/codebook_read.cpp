@@ -124,7 +124,7 @@ class Decoder {
   }
 
   /// Text that others will parse as JSON.
-  std::string json_text(const std::string& object, std::string_view name) const {
+  std::string json_attribute(const std::string& object, std::string_view name) const {
     std::string value = text(object, name);
     check_json_depth(value, concat(file_, ": ", attribute_key(object, name)));
     return value;
@@ -145,7 +145,7 @@ class Decoder {
     return result;
   }
 
-  /// Attributes beyond design's first list: a file may lack them.
+  /// Attributes that came later than the first files: one may lack them.
   double real_or(const std::string& object, std::string_view name, double otherwise) const {
     return tree_.values.contains(attribute_key(object, name)) ? real(object, name) : otherwise;
   }
@@ -171,7 +171,7 @@ class Decoder {
     model.num_attention_heads = small("/model", "num_attention_heads");
     model.num_kv_heads = small("/model", "num_kv_heads");
     model.head_dim = small("/model", "head_dim");
-    model.rope_json = json_text("/model", "rope");
+    model.rope_json = json_attribute("/model", "rope");
   }
 
   void decode_calibration(CalibrationInfo& calibration) const {
@@ -179,7 +179,7 @@ class Decoder {
     group(path);
     if (tree_.values.contains(attribute_key(path, "revision")))
       calibration.revision = small(path, "revision");
-    calibration.options_json = json_text(path, "options");
+    calibration.options_json = json_attribute(path, "options");
     calibration.texts = decode_texts(text(path, "texts"));
     calibration.tokens_sha256 = text(path, "tokens_sha256");
     calibration.samples = integer(path, "samples");
@@ -217,7 +217,7 @@ class Decoder {
     LayerCodebook layer;
     layer.index = index;
     std::vector<CachedTensor> described = decode_descriptions(path);
-    layer.rope_json = json_text(path, "rope");
+    layer.rope_json = json_attribute(path, "rope");
     layer.window = integer(path, "window");
     for (CachedTensor& tensor : described) layer.tensors.push_back(decode_tensor(path, std::move(tensor)));
     return layer;

@@ -31,8 +31,8 @@ class NpyFile {
 
   /// All elements as float: from float16, float32 and float64. Throws InvalidInput for another dtype.
   [[nodiscard]] std::vector<float> floats() const;
-  /// All elements as int64: from any integer type. Throws InvalidInput for another dtype, and for a uint64
-  /// beyond int64.
+  /// All elements as int64: from any integer type.
+  /// Throws InvalidInput for another dtype, and for a uint64 beyond int64.
   [[nodiscard]] std::vector<std::int64_t> integers() const;
 
  private:

@@ -1,10 +1,9 @@
 // formats/safetensors.h: files of named tensors (https://github.com/huggingface/safetensors), memory-mapped.
 //
 // A file is: the header's length (uint64, little-endian), the header (JSON: name -> dtype, shape,
-// data_offsets; optionally
-// __metadata__, text to text), the data. The whole header is checked before any tensor can be touched: after
-// the constructor every view lies inside the file, has the size its dtype and shape say, and shares no byte
-// with another.
+// data_offsets; optionally __metadata__, text to text), the data. The whole header is checked before any
+// tensor can be touched: after the constructor every view lies inside the file, has the size its dtype and
+// shape say, and shares no byte with another.
 #pragma once
 
 #include <cstddef>

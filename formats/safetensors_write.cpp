@@ -51,8 +51,8 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::uint64_t offset = 0;
   for (const TensorView* tensor : order) {
-    // Added without a search for the name: names are known to differ, and an ordered object searches from the
-    // start.
+    // Added without a search for the name:
+    // names are known to differ, and an ordered object searches from the start.
     header.get_ref<nlohmann::ordered_json::object_t&>().emplace_back(
         tensor->name, nlohmann::ordered_json{{"dtype", dtype_name(tensor->dtype)},
                                              {"shape", tensor->shape},

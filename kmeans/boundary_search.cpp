@@ -17,8 +17,8 @@ constexpr std::int64_t kZoom = 4;
 constexpr double kWorthwhile = 0.25;
 constexpr int kExtraRounds = 3;
 
-// A round's positions for one cut, as indices into Level::position. Between neighbours lies a cell, where
-// open.
+// A round's positions for one cut, as indices into Level::position.
+// Between neighbours lies a cell, where open.
 struct Candidates {
   std::vector<std::int32_t> at;
   std::vector<char> open;          // [at.size() - 1]
@@ -168,8 +168,8 @@ struct Rounding {
 // stay in.
 class Layer {
  public:
-  // forward: columns are positions before the rows, and only those at most the row count; backward: after
-  // them.
+  // forward: columns are positions before the rows,
+  // and only those at most the row count; backward: after them.
   Layer(const RunTable& table, bool forward, std::span<const std::int32_t> rows,
         std::span<const std::int32_t> columns, std::span<const double> value, const Rounding& rounding)
       : table_(table),
@@ -287,8 +287,8 @@ void take_cuts(const Level& level, const Program& forward, Bracket& known) {
   known.upper = std::min(known.upper, cost);
 }
 
-// The cells that an optimal cut can lie in: those that the two programs, with the bonus of the cell, bring
-// below `limit`.
+// The cells that an optimal cut can lie in:
+// those that the two programs, with the bonus of the cell, bring below `limit`.
 std::vector<Range> surviving(const Level& level, const Candidates& own, std::span<const double> before,
                              std::span<const double> after, double limit) {
   std::vector<Range> ranges;

@@ -22,8 +22,8 @@ struct Range {
   std::int64_t end = 0;
 };
 
-/// For each of the k - 1 cuts the stretches of runs, ascending, that an optimal cut can lie in or at an end
-/// of.
+/// For each of the k - 1 cuts the stretches of runs, ascending,
+/// that an optimal cut can lie in or at an end of.
 using Windows = std::vector<std::vector<Range>>;
 
 /// What is to be searched.
@@ -36,8 +36,8 @@ struct SearchOptions {
 
 /// What is known of the optimum.
 struct Bracket {
-  std::vector<std::int64_t>
-      cuts;  ///< [k - 1], ascending: cluster j is the runs [cuts[j - 1], cuts[j]), possibly none
+  /// [k - 1], ascending: cluster j is the runs [cuts[j - 1], cuts[j]), possibly none.
+  std::vector<std::int64_t> cuts;
   double upper = std::numeric_limits<double>::infinity();  ///< the cost of those clusters
   double lower = 0;                                        ///< no clustering of the points costs less
   Windows windows;

@@ -34,8 +34,8 @@ Real from_ordered(std::uint64_t value) {
       static_cast<Bits<Real>>((bits & kSignBit<Real>) != 0 ? bits ^ kSignBit<Real> : ~bits));
 }
 
-// The power of two that brings a magnitude into [1/2, 1); as near as can be where that is out of double's
-// range.
+// The power of two that brings a magnitude into [1/2, 1);
+// as near as can be where that is out of double's range.
 double normalising_factor(double magnitude) {
   if (magnitude == 0) return 1;
   int exponent = 0;
@@ -84,8 +84,8 @@ Layout<Real>::Layout(const Scan<Real>& scan, const Units& units, std::int64_t bi
   }
 }
 
-// By number and by weight in equal parts; a stretch that the sample missed may still hold what a point in it
-// would.
+// By number and by weight in equal parts;
+// a stretch that the sample missed may still hold what a point in it would.
 template <std::floating_point Real>
 std::vector<double> Layout<Real>::sampled_mass(const Scan<Real>& scan, const Units& units) const {
   std::vector<double> count(stretches_.size(), 0.0);

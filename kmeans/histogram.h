@@ -1,8 +1,8 @@
 // kmeans/histogram.h: the second and third passes over the input: sums by bin, and the points of a few bins.
 //
 // Bins are stretches of the floating-point numbers themselves, in their order as integers: exact and monotone
-// however the points are spread, from denormals to 1e30 in one input. A sample says how closely to lay them
-// where.
+// however the points are spread, from denormals to 1e30 in one input. A sample says how closely to lay
+// them where.
 #pragma once
 
 #include <bit>
@@ -81,8 +81,8 @@ template <std::floating_point Real>
 
 inline constexpr std::uint32_t kNotGathered = std::numeric_limits<std::uint32_t>::max();
 
-/// The points of some bins, sorted, equal points as one, in solver units: group g is points[offsets[g],
-/// offsets[g + 1]).
+/// The points of some bins, sorted, equal points as one, in solver units:
+/// group g is points[offsets[g], offsets[g + 1]).
 struct Gathered {
   std::vector<Run> points;
   std::vector<std::int64_t> offsets;  // [groups + 1]

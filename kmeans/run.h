@@ -47,8 +47,8 @@ struct Run {
   return a.scatter + b.scatter + apart * apart * (a.weight * (b.weight / (a.weight + b.weight)));
 }
 
-/// Chan's update. The new mean starts from the heavier of the two, or it would round in units of the distance
-/// between them.
+/// Chan's update. The new mean starts from the heavier of the two,
+/// or it would round in units of the distance between them.
 [[nodiscard]] inline Run merge(const Run& a, const Run& b) {
   if (a.weight == 0) return b;
   if (b.weight == 0) return a;

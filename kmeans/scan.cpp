@@ -11,8 +11,8 @@ namespace kvcal::kmeans {
 namespace {
 
 constexpr std::int64_t kSpanChunk = std::int64_t{1} << 16;
-// One point in so many is sampled: a small part of the input, and prime, for channels often come in powers of
-// two.
+// One point in so many is sampled: a small part of the input, and prime,
+// for channels often come in powers of two.
 constexpr std::size_t kSampleStride = 127;
 
 template <typename Real>

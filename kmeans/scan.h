@@ -65,8 +65,8 @@ class SourceReader final : public ChunkReader<Real> {
 /// number of threads.
 inline constexpr std::int64_t kStripes = 16;
 
-/// Calls body(stripe, index, chunk) for every chunk, in ascending order within a stripe; stripes run in
-/// parallel.
+/// Calls body(stripe, index, chunk) for every chunk,
+/// in ascending order within a stripe; stripes run in parallel.
 template <typename Real, typename Body>
 void for_each_chunk(const ChunkReader<Real>& reader, int threads, const Body& body) {
   const std::int64_t chunks = reader.num_chunks();

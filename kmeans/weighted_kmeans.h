@@ -18,8 +18,8 @@ namespace kvcal::kmeans {
 /// How the line is cut. Defaults give the exact optimum for all CPUs at hand.
 struct Options {
   int clusters = 8;  ///< k, 1 to 256
-  double relative_gap =
-      0;            ///< may stop once objective <= lower_bound (1 + relative_gap); 0: the optimum itself
+  /// May stop once objective <= lower_bound (1 + relative_gap); 0: the optimum itself.
+  double relative_gap = 0;
   int threads = 0;  ///< 0: all
 };
 
@@ -27,8 +27,8 @@ struct Options {
 struct Solution {
   std::vector<double> centroids;  ///< [k], ascending, in the units of the points
   double objective = 0;           ///< sum w (x - nearest centroid)^2; infinite where that exceeds double
-  double lower_bound =
-      0;  ///< no k centroids do better; within rounding of `objective` when relative_gap is 0
+  /// No k centroids do better; within rounding of `objective` when relative_gap is 0.
+  double lower_bound = 0;
 };
 
 /// The optimal centroids of points with weights, both [n], n >= 1, finite, weights >= 0. A point of weight

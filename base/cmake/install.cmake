@@ -8,8 +8,10 @@ foreach(name IN LISTS kvcal_public)
   install(TARGETS kvcal_${name} EXPORT kvcal-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endforeach()
 foreach(folder IN LISTS kvcal_public_folders)
+  # The kernels' headers are not promised yet.
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcal/${folder}
-          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE PATTERN "internal" EXCLUDE)
+          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE PATTERN "internal" EXCLUDE
+          PATTERN "quantise_kernels.h" EXCLUDE PATTERN "cuda_check.h" EXCLUDE)
 endforeach()
 if(TARGET kvcal)
   install(TARGETS kvcal RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

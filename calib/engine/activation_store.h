@@ -1,5 +1,5 @@
-// calib/engine/activation_store.h: hidden states, or their gradients, of all samples by layer: files, with a cache
-// in memory.
+// calib/engine/activation_store.h: hidden states, or their gradients, of all samples by layer:
+// files, with a cache in memory.
 //
 // A file holds the samples one after the other, then a checksum (base/checksum.h, uint64) of each.
 #pragma once
@@ -28,8 +28,8 @@ namespace kvcal::calib {
 /// file whole and durable under its own name. put() and get() may be called from several threads at once.
 class ActivationStore {
  public:
-  /// sample_tokens: the length of each sample; file_of: where a layer's file lies; cache_bytes: what may stay
-  /// in memory.
+  /// sample_tokens: the length of each sample; file_of: where a layer's file lies;
+  /// cache_bytes: what may stay in memory.
   ActivationStore(std::vector<std::int64_t> sample_tokens, std::int64_t hidden_size, at::ScalarType dtype,
                   std::int64_t cache_bytes, std::function<std::filesystem::path(int)> file_of);
   ~ActivationStore();

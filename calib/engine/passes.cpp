@@ -127,7 +127,8 @@ std::vector<double> Passes::head() {
   return losses;
 }
 
-// A layer's gradients at what it caches, and at its input where that is wanted; without gradients what it caches.
+// A layer's gradients at what it caches, and at its input where that is wanted;
+// without gradients what it caches.
 fisher::BlockGradients Passes::recompute(const fisher::Block& block, int layer, std::int64_t sample,
                                          bool with_input) {
   const std::size_t cached = session_.model->cache(layer).size();

@@ -1,5 +1,5 @@
-// calib/engine/passes.h: the two passes over the layers, one layer in memory, samples side by side, doing what
-// is left of a run.
+// calib/engine/passes.h: the two passes over the layers, one layer in memory, samples side by side,
+// doing what is left of a run.
 #pragma once
 
 #include <functional>
@@ -22,8 +22,8 @@ class LayerVisitor {
   virtual ~LayerVisitor() = default;
   /// Before the layer's first sample.
   virtual void begin(int layer) = 0;
-  /// A sample's recomputation of the layer, with gradients where the pass takes them. Called on several threads
-  /// at once, each time for another sample.
+  /// A sample's recomputation of the layer, with gradients where the pass takes them. Called on several
+  /// threads at once, each time for another sample.
   virtual void visit(int layer, std::int64_t sample, const fisher::BlockGradients& block) = 0;
   /// After its last sample.
   virtual void end(int layer) = 0;
@@ -48,8 +48,8 @@ class Passes {
   void forward();
   /// Each sample's loss at the head, and the gradient there.
   [[nodiscard]] std::vector<double> head();
-  /// From the last layer, those that are left: the visitor sees the ones to be fitted, in the order of the pass.
-  /// Layers that are not, but whose gradient is wanted, are recomputed for that alone.
+  /// From the last layer, those that are left: the visitor sees the ones to be fitted, in the order of the
+  /// pass. Layers that are not, but whose gradient is wanted, are recomputed for that alone.
   void backward(LayerVisitor& visitor);
   /// After backward(), when the last fit is done.
   void end_backward();

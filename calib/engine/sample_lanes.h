@@ -1,5 +1,5 @@
-// calib/engine/sample_lanes.h: samples side by side, one to a thread, so that threads meet at the end of a layer
-// only.
+// calib/engine/sample_lanes.h: samples side by side, one to a thread,
+// so that threads meet at the end of a layer only.
 //
 // With all threads at one sample they would meet at the end of every operation, a thousand times a layer; on
 // a machine with other work each meeting waits for whichever thread the system has put aside. A sample that

@@ -1,5 +1,5 @@
-// calib/engine/session.h: a model with its weights and the windows of tokens that go through it: what every job
-// over the layers starts from, apart from what it does.
+// calib/engine/session.h: a model with its weights and the windows of tokens that go through it:
+// what every job over the layers starts from, apart from what it does.
 #pragma once
 
 #include <memory>
@@ -30,8 +30,8 @@ struct Session {
   }
 };
 
-/// Throws InvalidInput naming the model's folder, `place` ("layer 3", "the head"), the sample and `what` where
-/// x holds NaN or infinity. It is looked at, not changed.
+/// Throws InvalidInput naming the model's folder, `place` ("layer 3", "the head"), the sample and `what`
+/// where x holds NaN or infinity. It is looked at, not changed.
 void require_finite(const Session& session, const at::Tensor& x, const std::string& place,
                     std::int64_t sample, const std::string& what);
 

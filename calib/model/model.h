@@ -27,8 +27,7 @@ class Model {
   /// What a layer caches, in the order in which its block shows it (fisher::CacheHook); empty: the layer has
   /// no cache of its own.
   [[nodiscard]] virtual std::vector<formats::CachedTensor> cache(int layer) const = 0;
-  /// token ids, each in [0, vocab_size) -> [tokens, hidden_size] in the compute type, on the compute
-  /// device.
+  /// token ids, each in [0, vocab_size) -> [tokens, hidden_size] in the compute type, on the compute device.
   [[nodiscard]] virtual at::Tensor embed(std::span<const std::int32_t> tokens) const = 0;
   /// Throws InvalidInput naming the tensor that is missing, of another shape, or not finite.
   [[nodiscard]] virtual std::unique_ptr<fisher::Block> load_block(int layer) const = 0;

@@ -41,8 +41,8 @@ struct ModelConfig {
 class ConfigReader {
  public:
   ConfigReader(const nlohmann::json& object, std::filesystem::path file);
-  /// Integers in [minimum, 2^31). A missing or null key gives `fallback`; required where fallback is
-  /// negative.
+  /// Integers in [minimum, 2^31). A missing or null key gives `fallback`;
+  /// required where fallback is negative.
   [[nodiscard]] std::int64_t integer(const std::string& key, std::int64_t minimum,
                                      std::int64_t fallback = -1) const;
   /// Finite and positive. Required where fallback is 0.

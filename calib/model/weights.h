@@ -1,5 +1,5 @@
-// calib/model/weights.h: tensors of a memory-mapped checkpoint, checked, and where and in the type that the
-// arithmetic uses.
+// calib/model/weights.h: tensors of a memory-mapped checkpoint, checked,
+// and where and in the type that the arithmetic uses.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -28,8 +28,8 @@ class WeightLoader {
   /// By the headers alone. Throws InvalidInput naming file and tensor where it is missing, or of another
   /// shape or type than F32, F16, BF16.
   void check(const TensorSpec& spec) const;
-  /// Reads the whole tensor, some rows at a time. Throws InvalidInput naming file and tensor where it holds
-  /// NaN or infinity.
+  /// Reads the whole tensor, some rows at a time.
+  /// Throws InvalidInput naming file and tensor where it holds NaN or infinity.
   void check_values(const TensorSpec& spec) const;
 
   /// The tensor in the compute type on the compute device: a view of the mapped file where that is the CPU

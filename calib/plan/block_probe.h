@@ -1,5 +1,5 @@
-// calib/plan/block_probe.h: a few tokens through one block of the model, from which a run's memory and time
-// follow.
+// calib/plan/block_probe.h: a few tokens through one block of the model,
+// from which a run's memory and time follow.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,9 @@ struct BlockProbe {
   BytesByTokens backward_bytes;  ///< recomputation and gradients; as forward where none are wanted
   double forward_seconds_per_token = 0;
   double backward_seconds_per_token = 0;
-  double attention_forward_seconds = 0;   ///< of kAttentionTokens, beyond what the tokens themselves take;
-  double attention_backward_seconds = 0;  ///< grows with the square
+  /// Of kAttentionTokens, beyond what the tokens themselves take; grows with the square.
+  double attention_forward_seconds = 0;
+  double attention_backward_seconds = 0;  ///< the same
   double product_rate = 0;  ///< floating-point operations a second in a product of the compute type
 };
 inline constexpr std::int64_t kAttentionTokens = 512;

@@ -1,5 +1,5 @@
-// calib/plan/remaining_work.h: what of the passes is left to do: all of it in a new run, less in one that
-// goes on.
+// calib/plan/remaining_work.h: what of the passes is left to do:
+// all of it in a new run, less in one that goes on.
 #pragma once
 
 #include <cstddef>

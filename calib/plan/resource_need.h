@@ -1,5 +1,5 @@
-// calib/plan/resource_need.h: the memory, disk and time that a calibration will need, known before it starts
-// (docs/memory.md).
+// calib/plan/resource_need.h: the memory, disk and time that a calibration will need,
+// known before it starts (docs/memory.md).
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@
 
 namespace kvcal::calib {
 
-/// Makes libtorch take its CPU memory from here for as long as this object lives; one at a time. Tensors may
-/// outlive it.
+/// Makes libtorch take its CPU memory from here for as long as this object lives; one at a time.
+/// Tensors may outlive it.
 class TensorMemory {
  public:
   TensorMemory();

@@ -1,5 +1,5 @@
-// formats/internal/codebook_rules.h: what makes a codebook valid, and the names in its file: shared by writer
-// and reader.
+// formats/internal/codebook_rules.h: what makes a codebook valid, and the names in its file:
+// shared by writer and reader.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// formats/internal/hdf5_handle.h: HDF5's C API, wrapped once: owners of identifiers, checked calls, silent
-// errors, one lock.
+// formats/internal/hdf5_handle.h: HDF5's C API, wrapped once:
+// owners of identifiers, checked calls, silent errors, one lock.
 //
 // Debian's HDF5 is not thread-safe: every use of it, from the first call to the last close, happens while an
 // Hdf5Session lives.

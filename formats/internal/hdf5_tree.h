@@ -1,5 +1,5 @@
-// formats/internal/hdf5_tree.h: a whole HDF5 file as a table of values, and the hash over it. The only door
-// to HDF5.
+// formats/internal/hdf5_tree.h: a whole HDF5 file as a table of values, and the hash over it.
+// The only door to HDF5.
 //
 // What schema 1 allows in a file: groups, datasets and attributes of integers, IEEE floats (all
 // little-endian) and text, each object under one name. A dataset is chunked with the Fletcher-32 filter and
@@ -23,16 +23,16 @@ namespace kvcal::formats {
 struct Hdf5Value {
   std::string type;                 ///< as numpy calls it: "float32", "int64", "uint8", ...; text: "string"
   std::vector<std::int64_t> shape;  ///< empty for a scalar
-  std::vector<std::byte>
-      data;  ///< little-endian, row-major; text: UTF-8, in an array each followed by a zero byte
+  /// Little-endian, row-major; text: UTF-8, in an array each followed by a zero byte.
+  std::vector<std::byte> data;
 
   [[nodiscard]] std::string_view text() const {
     return {reinterpret_cast<const char*>(data.data()), data.size()};
   }
 };
 
-/// Keys are "/model@name" (an attribute), "/layers/0000/key/fisher_channel" (a dataset); a root attribute is
-/// "/@format".
+/// Keys are "/model@name" (an attribute), "/layers/0000/key/fisher_channel" (a dataset);
+/// a root attribute is "/@format".
 struct Hdf5Tree {
   std::set<std::string> groups;  ///< without the root
   std::map<std::string, Hdf5Value, std::less<>> values;

@@ -13,8 +13,8 @@ namespace {
 
 using base::concat;
 
-// More attributes or links than this in one object would move to a heap: kept beside the object, the file
-// stays small.
+// More attributes or links than this in one object would move to a heap:
+// kept beside the object, the file stays small.
 constexpr unsigned kMaxCompact = 65000;
 
 /// Takes over the memory in which HDF5's core driver built the file, when it closes it. (H5Fget_file_image

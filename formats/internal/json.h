@@ -1,5 +1,5 @@
-// formats/internal/json.h: JSON from outside, parsed strictly: nlohmann's parser silently keeps the last of
-// two equal keys.
+// formats/internal/json.h: JSON from outside, parsed strictly:
+// nlohmann's parser silently keeps the last of two equal keys.
 #pragma once
 
 #include <nlohmann/json.hpp>

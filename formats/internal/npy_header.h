@@ -1,5 +1,5 @@
-// formats/internal/npy_header.h: the header of a .npy file: a Python dictionary literal, of which we accept
-// one form.
+// formats/internal/npy_header.h: the header of a .npy file:
+// a Python dictionary literal, of which we accept one form.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// formats/internal/safetensors_header.h: the JSON header of a safetensors file, parsed strictly, without a
-// tree in memory.
+// formats/internal/safetensors_header.h: the JSON header of a safetensors file,
+// parsed strictly, without a tree in memory.
 #pragma once
 
 #include <cstdint>

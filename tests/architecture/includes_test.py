@@ -26,7 +26,7 @@ ARROWS = {
     "calib/engine": ["calib/plan", "calib/text", "calib/model", "fisher", "formats", "base"],
     "calib/fit": ["calib/engine", "calib/model", "kmeans", "cuda", "formats", "base"],
     "calib": ["calib/fit", "calib/engine", "calib/plan", "calib/text", "calib/model", "kmeans", "cuda", "fisher", "formats", "base"],
-    "apps": ["calib", "calib/plan", "kmeans", "formats", "base"],
+    "apps": ["calib", "calib/plan", "calib/text", "kmeans", "formats", "base"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 

@@ -15,8 +15,8 @@ enum class Activation { silu, gelu, gelu_tanh, relu };
 /// The names that parse_activation() knows, for errors.
 inline constexpr std::string_view kActivationNames = "silu, gelu, gelu_pytorch_tanh, gelu_new and relu";
 
-/// By the names of transformers' ACT2FN: silu or swish, gelu, gelu_pytorch_tanh or gelu_new, relu. nullopt:
-/// another.
+/// By the names of transformers' ACT2FN: silu or swish, gelu, gelu_pytorch_tanh or gelu_new, relu.
+/// nullopt: another.
 [[nodiscard]] std::optional<Activation> parse_activation(std::string_view name);
 
 /// Element by element: the same shape and type as x.

@@ -10,12 +10,12 @@
 namespace kvcal::calib {
 namespace {
 
-// Queries that share one mask where a window cuts: the mask is kQueryBlock x (kQueryBlock + window), shared
-// by all heads.
+// Queries that share one mask where a window cuts:
+// the mask is kQueryBlock x (kQueryBlock + window), shared by all heads.
 constexpr std::int64_t kQueryBlock = 256;
 
-// [tokens, kv_heads, dim] -> [1, heads, tokens, dim]; autograd sums the gradients of a kv head over its query
-// heads.
+// [tokens, kv_heads, dim] -> [1, heads, tokens, dim];
+// autograd sums the gradients of a kv head over its query heads.
 at::Tensor expand_heads(const at::Tensor& x, std::int64_t heads) {
   const std::int64_t tokens = x.size(0);
   const std::int64_t kv_heads = x.size(1);

@@ -1,5 +1,5 @@
-// calib/model/parts/attention.h: causal attention of one sample, by the fastest kernel for it: ours or
-// libtorch's.
+// calib/model/parts/attention.h: causal attention of one sample,
+// by the fastest kernel for it: ours or libtorch's.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
-// calib/model/parts/blocked_attention.h: causal attention in blocks of queries and keys, by oneDNN's
-// block products.
+// calib/model/parts/blocked_attention.h: causal attention in blocks of queries and keys,
+// by oneDNN's block products.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
-// calib/model/parts/layer_tensors.h: the weights of one layer: their names and shapes, and by them
-// their values.
+// calib/model/parts/layer_tensors.h: the weights of one layer:
+// their names and shapes, and by them their values.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -12,8 +12,8 @@
 namespace kvcal::calib {
 namespace {
 
-// oneDNN's product as libtorch registers it for its own compiler: linear(x, weight, bias) and then, here,
-// nothing.
+// oneDNN's product as libtorch registers it for its own compiler:
+// linear(x, weight, bias) and then, here, nothing.
 using OneDnnLinear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                                 c10::string_view, c10::List<std::optional<at::Scalar>>,
                                 std::optional<c10::string_view>);

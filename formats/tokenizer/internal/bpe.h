@@ -1,5 +1,5 @@
-// formats/tokenizer/internal/bpe.h: byte-pair encoding (Sennrich et al., 2016) of one word, as tokenizer.json's model
-// "BPE" defines it.
+// formats/tokenizer/internal/bpe.h: byte-pair encoding (Sennrich et al., 2016) of one word,
+// as tokenizer.json's model "BPE" defines it.
 //
 // The pair of neighbours with the lowest merge rank is merged first, the leftmost of equals, until no
 // neighbours have a merge: a heap, O(n log n). A word is cut beforehand wherever no merge could ever reach
@@ -21,8 +21,8 @@ namespace kvcal::formats {
 /// The model section of tokenizer.json.
 struct BpeDescription {
   std::vector<std::pair<std::string, std::int32_t>> vocab;  ///< ids >= 0, none twice
-  std::vector<std::pair<std::string, std::string>>
-      merges;  ///< in the order of their ranks; of equals the last counts
+  /// In the order of their ranks; of equals the last counts.
+  std::vector<std::pair<std::string, std::string>> merges;
   std::optional<std::string> unk_token;
   std::string continuing_subword_prefix;  ///< of every character but a word's first
   std::string end_of_word_suffix;         ///< of a word's last character
@@ -57,8 +57,8 @@ class Bpe {
   /// What has been encoded before; the caller keeps one per text. Bounded.
   using Cache = std::unordered_map<std::string, std::vector<std::int32_t>>;
 
-  /// Throws InvalidInput: an empty vocabulary, an id that is negative or occurs twice, a merge of or into
-  /// what is no token.
+  /// Throws InvalidInput: an empty vocabulary, an id that is negative or occurs twice,
+  /// a merge of or into what is no token.
   explicit Bpe(const BpeDescription& description);
 
   /// Appends the ids of a word that is not empty and valid UTF-8. Throws InvalidInput where a character is

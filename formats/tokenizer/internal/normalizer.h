@@ -1,4 +1,5 @@
-// formats/tokenizer/internal/normalizer.h: the normalizers of tokenizer.json: what is done to a text before it is cut.
+// formats/tokenizer/internal/normalizer.h: the normalizers of tokenizer.json:
+// what is done to a text before it is cut.
 #pragma once
 
 #include <functional>
@@ -27,9 +28,9 @@ class Normalizer {
   void add_strip_accents();
   void add_strip(bool left, bool right);
   void add_prepend(std::string text);  ///< not before an empty text
-  void add_replace(TokenizerRegex pattern,
-                   std::string content);  ///< every match by content, in which $1 means nothing
-  void add_byte_level();                  ///< each byte as its printable character (see pretokenizer.h)
+  /// Every match by content, in which $1 means nothing.
+  void add_replace(TokenizerRegex pattern, std::string content);
+  void add_byte_level();  ///< each byte as its printable character (see pretokenizer.h)
 
   void apply(NormalizedText& text) const;
   [[nodiscard]] bool empty() const { return steps_.empty(); }

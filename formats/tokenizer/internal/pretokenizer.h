@@ -1,5 +1,5 @@
-// formats/tokenizer/internal/pretokenizer.h: the pre-tokenizers of tokenizer.json: how a text is cut into the words
-// that the model sees.
+// formats/tokenizer/internal/pretokenizer.h: the pre-tokenizers of tokenizer.json:
+// how a text is cut into the words that the model sees.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
-// formats/tokenizer/internal/tokenizer_added.h: the added tokens of tokenizer.json, found in a text before it is cut
-// any further.
+// formats/tokenizer/internal/tokenizer_added.h: the added tokens of tokenizer.json,
+// found in a text before it is cut any further.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ struct AddedToken {
   std::string content;
   std::int32_t id = 0;
   bool special = false;
-  bool normalized =
-      false;  ///< looked for, in its normalised form, in the normalised text; else in the raw text
+  /// Looked for, in its normalised form, in the normalised text; else in the raw text.
+  bool normalized = false;
   bool single_word = false;  ///< only where no word character touches it
   bool lstrip = false;       ///< takes the white space before it
   bool rstrip = false;       ///< takes the white space behind it

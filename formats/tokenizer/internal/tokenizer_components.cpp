@@ -21,7 +21,7 @@ TokenizerRegex read_pattern(const json& object, const JsonPlace& place) {
     refuse_tokenizer(at, "{\"String\": ...} or {\"Regex\": ...} was expected");
   }
   const bool literal = field->contains("String");
-  const std::string text = json_text(*field, literal ? "String" : "Regex", at);
+  const std::string text = text_field(*field, literal ? "String" : "Regex", at);
   try {
     return literal ? TokenizerRegex::from_literal(text) : TokenizerRegex::from_oniguruma(text);
   } catch (const base::InvalidInput& error) {
@@ -35,7 +35,7 @@ void check_depth(int depth, const JsonPlace& place) {
 
 void add_normalizer(Normalizer& normalizer, const json& section, const JsonPlace& place, int depth) {
   check_depth(depth, place);
-  const std::string type = json_text(section, "type", place);
+  const std::string type = text_field(section, "type", place);
   if (type == "Sequence") {
     const json& parts = json_array(section, "normalizers", place);
     const JsonPlace inside = place.inside("normalizers");
@@ -57,9 +57,9 @@ void add_normalizer(Normalizer& normalizer, const json& section, const JsonPlace
     const bool left = json_flag(section, "strip_left", place);
     normalizer.add_strip(left, json_flag(section, "strip_right", place));
   } else if (type == "Prepend") {
-    normalizer.add_prepend(json_text(section, "prepend", place));
+    normalizer.add_prepend(text_field(section, "prepend", place));
   } else if (type == "Replace") {
-    normalizer.add_replace(read_pattern(section, place), json_text(section, "content", place));
+    normalizer.add_replace(read_pattern(section, place), text_field(section, "content", place));
   } else if (type == "ByteLevel") {
     normalizer.add_byte_level();
   } else {
@@ -69,7 +69,7 @@ void add_normalizer(Normalizer& normalizer, const json& section, const JsonPlace
 
 SplitBehavior read_behavior(const json& section, const JsonPlace& place,
                             std::optional<std::string> fallback) {
-  const std::string name = json_text(section, "behavior", place, std::move(fallback));
+  const std::string name = text_field(section, "behavior", place, std::move(fallback));
   if (name == "Removed") return SplitBehavior::kRemoved;
   if (name == "Isolated") return SplitBehavior::kIsolated;
   if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
@@ -79,12 +79,12 @@ SplitBehavior read_behavior(const json& section, const JsonPlace& place,
 }
 
 void add_metaspace(PreTokenizer& pretokenizer, const json& section, const JsonPlace& place) {
-  const std::string mark = json_text(section, "replacement", place);
+  const std::string mark = text_field(section, "replacement", place);
   if (mark.empty() || utf8_at(mark, 0).length != mark.size()) {
     refuse_tokenizer(place.inside("replacement"),
                      base::concat("one character was expected, not '", mark, "'"));
   }
-  const std::string name = json_text(section, "prepend_scheme", place, "always");
+  const std::string name = text_field(section, "prepend_scheme", place, "always");
   PrependScheme scheme = PrependScheme::kAlways;
   if (name == "first") {
     scheme = PrependScheme::kFirst;
@@ -105,7 +105,7 @@ void add_metaspace(PreTokenizer& pretokenizer, const json& section, const JsonPl
 
 void add_pretokenizer(PreTokenizer& pretokenizer, const json& section, const JsonPlace& place, int depth) {
   check_depth(depth, place);
-  const std::string type = json_text(section, "type", place);
+  const std::string type = text_field(section, "type", place);
   if (type == "Sequence") {
     const json& parts = json_array(section, "pretokenizers", place);
     const JsonPlace inside = place.inside("pretokenizers");

@@ -1,4 +1,5 @@
-// formats/tokenizer/internal/tokenizer_json.h: reading tokenizer.json. Private to formats: it exposes the JSON library.
+// formats/tokenizer/internal/tokenizer_json.h: reading tokenizer.json.
+// Private to formats: it exposes the JSON library.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +36,7 @@ struct JsonPlace {
 
 /// The value of a field; throws InvalidInput naming it where it is missing (no fallback) or of another type.
 /// null is missing.
-[[nodiscard]] std::string json_text(const nlohmann::json& object, std::string_view name,
+[[nodiscard]] std::string text_field(const nlohmann::json& object, std::string_view name,
                                     const JsonPlace& place,
                                     std::optional<std::string> fallback = std::nullopt);
 [[nodiscard]] bool json_flag(const nlohmann::json& object, std::string_view name, const JsonPlace& place,

@@ -45,7 +45,7 @@ const json* find_field(const json& object, std::string_view name, const JsonPlac
 
 }  // namespace
 
-std::string json_text(const json& object, std::string_view name, const JsonPlace& place,
+std::string text_field(const json& object, std::string_view name, const JsonPlace& place,
                       std::optional<std::string> fallback) {
   const json* field = find_field(object, name, place);
   if (field == nullptr && fallback) return *std::move(fallback);
@@ -84,9 +84,9 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& folder) {
     const JsonPlace place{path.string(), ""};
     const auto bos = config.is_object() ? config.find("bos_token") : config.end();
     if (bos != config.end() && bos->is_object()) {
-      result.bos_token = json_text(*bos, "content", place.inside("bos_token"));
+      result.bos_token = text_field(*bos, "content", place.inside("bos_token"));
     } else {
-      result.bos_token = json_text(config, "bos_token", place, "");
+      result.bos_token = text_field(config, "bos_token", place, "");
     }
     if (config.contains("add_bos_token") && !config["add_bos_token"].is_null()) {
       result.adds_bos = json_flag(config, "add_bos_token", place);

@@ -34,8 +34,8 @@ using MatchData = std::unique_ptr<pcre2_match_data, Deleter<pcre2_match_data_fre
 using JitStack = std::unique_ptr<pcre2_jit_stack, Deleter<pcre2_jit_stack_free>>;
 
 constexpr std::size_t kJitStackStart = std::size_t{64} << 10;
-constexpr std::size_t kJitStackMost = std::size_t{64}
-                                      << 20;  // a run of a million characters in a group needs tens of MiB
+// A run of a million characters in a group needs tens of MiB.
+constexpr std::size_t kJitStackMost = std::size_t{64} << 20;
 
 }  // namespace
 

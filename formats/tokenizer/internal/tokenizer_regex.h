@@ -1,5 +1,5 @@
-// formats/tokenizer/internal/tokenizer_regex.h: the regular expressions of tokenizer.json, which are Oniguruma's (Ruby
-// syntax), run by PCRE2.
+// formats/tokenizer/internal/tokenizer_regex.h: the regular expressions of tokenizer.json,
+// which are Oniguruma's (Ruby syntax), run by PCRE2.
 #pragma once
 
 #include <cstddef>

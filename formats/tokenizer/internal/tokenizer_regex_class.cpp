@@ -125,8 +125,8 @@ CategoryMask mask_of_name(const std::string& folded) {
   return name.size() <= 2 ? category_mask(name) : 0;
 }
 
-/// The members of a property that PCRE2 knows by this name (a script, a binary property), found by asking it;
-/// empty where none.
+/// The members of a property that PCRE2 knows by this name (a script, a binary property),
+/// found by asking it; empty where none.
 CodePointSet ask_pcre2(const std::string& property) {
   const std::string pattern = "\\p{" + property + "}";
   int error = 0;

@@ -16,8 +16,8 @@ class CharacterClass {
  public:
   static CharacterClass of_ranges(const CodePointSet& ranges);
   static CharacterClass of_categories(CategoryMask mask);
-  /// A property (\p{name}) or, with `posix`, a bracket ([:name:]). Throws InvalidInput where the name is
-  /// unknown.
+  /// A property (\p{name}) or, with `posix`, a bracket ([:name:]).
+  /// Throws InvalidInput where the name is unknown.
   static CharacterClass of_property(std::string_view name, bool posix);
   /// 's', 'd', 'w', 'h': the small letter of the shorthand. Oniguruma's \w knows the superscripts and
   /// fractions of Latin-1 where it stands alone, and not in brackets.
@@ -40,8 +40,8 @@ class CharacterClass {
 /// Reads a bracketed class that begins at pattern[at] == '['; moves `at` behind its ']'.
 [[nodiscard]] CharacterClass read_bracket_class(std::string_view pattern, std::size_t& at);
 
-/// The code point of an escape that stands for one character (\n, \x41, \u00e9, \x{...}, \.), pattern[at] ==
-/// '\\'; moves `at`.
+/// The code point of an escape that stands for one character (\n, \x41, \u00e9, \x{...}, \.),
+/// pattern[at] == '\\'; moves `at`.
 [[nodiscard]] char32_t read_character_escape(std::string_view pattern, std::size_t& at, bool in_class);
 
 /// \p{...} or \P{...} at pattern[at]; moves `at`.

@@ -1,7 +1,13 @@
-// From Oniguruma's Ruby syntax to PCRE2's. What differs: ^ and $ are line anchors; (?m) lets the dot match a
-// newline; \h is a hexadecimal digit and \v a vertical tab; x{n,m}+ repeats the interval instead of being
-// possessive; x{n}? is an optional x{n}; x{,m} starts at 0; classes nest and intersect; \w, \s, \d, \b and \p
-// follow another version of Unicode.
+// From Oniguruma's Ruby syntax to PCRE2's. What differs in Oniguruma's:
+//
+//   ^ and $                  line anchors
+//   (?m)                     lets the dot match a newline
+//   \h, \v                   a hexadecimal digit, a vertical tab
+//   x{n,m}+                  repeats the interval instead of being possessive
+//   x{n}?                    an optional x{n}
+//   x{,m}                    starts at 0
+//   [...]                    classes nest and intersect
+//   \w, \s, \d, \b and \p    follow another version of Unicode
 #include <cctype>
 #include <string>
 #include <utility>
@@ -99,8 +105,8 @@ class Translator {
       }
       open = read_group_kind(begin);
     }
-    if (open.empty()) {  // (?i) and the like: it holds to the end of the group around it, alternatives
-                         // included
+    if (open.empty()) {
+      // (?i) and the like: it holds to the end of the group around it, alternatives included.
       std::string rest = read_alternatives(depth + 1);
       return "(?" + std::exchange(inline_options_, {}) + ":" + rest + ")";
     }
@@ -111,8 +117,8 @@ class Translator {
     return open + inside + ")";
   }
 
-  /// What follows "(": "?...". Returns the group's opening, or nothing for options without a body, left in
-  /// inline_options_.
+  /// What follows "(": "?...". Returns the group's opening, or nothing for options without a body,
+  /// left in inline_options_.
   std::string read_group_kind(std::size_t begin) {
     for (const std::string_view kind : {"?:", "?=", "?!", "?>", "?<=", "?<!"}) {
       if (!next_is(kind)) continue;
@@ -196,8 +202,8 @@ class Translator {
     return "\\g{" + name + "}";
   }
 
-  /// An interval at the current place: {n}, {n,}, {n,m} or {,m}, as PCRE2 writes it; nothing where the brace
-  /// is a literal.
+  /// An interval at the current place: {n}, {n,}, {n,m} or {,m}, as PCRE2 writes it;
+  /// nothing where the brace is a literal.
   std::string read_interval() {
     std::size_t at = at_ + 1;
     const auto digits = [&] {

@@ -60,7 +60,7 @@ std::vector<std::pair<std::string, std::string>> read_merges(const json& section
 BpeDescription read_bpe(const json& section, const JsonPlace& place) {
   if (!section.is_object()) refuse_tokenizer(place, "an object was expected");
   // Files of early versions don't name the type of a BPE.
-  const std::string type = json_text(section, "type", place, section.contains("merges") ? "BPE" : "");
+  const std::string type = text_field(section, "type", place, section.contains("merges") ? "BPE" : "");
   if (type != "BPE")
     refuse_tokenizer(place, base::concat("the model type '", type, "' is not supported (BPE is)"));
   const auto dropout = section.find("dropout");
@@ -72,9 +72,9 @@ BpeDescription read_bpe(const json& section, const JsonPlace& place) {
   model.vocab = read_vocab(section, place);
   model.merges = read_merges(section, place);
   if (section.contains("unk_token") && !section["unk_token"].is_null())
-    model.unk_token = json_text(section, "unk_token", place);
-  model.continuing_subword_prefix = json_text(section, "continuing_subword_prefix", place, "");
-  model.end_of_word_suffix = json_text(section, "end_of_word_suffix", place, "");
+    model.unk_token = text_field(section, "unk_token", place);
+  model.continuing_subword_prefix = text_field(section, "continuing_subword_prefix", place, "");
+  model.end_of_word_suffix = text_field(section, "end_of_word_suffix", place, "");
   model.fuse_unk = json_flag(section, "fuse_unk", place, false);
   model.byte_fallback = json_flag(section, "byte_fallback", place, false);
   model.ignore_merges = json_flag(section, "ignore_merges", place, false);
@@ -90,7 +90,7 @@ std::vector<AddedToken> read_added_tokens(const json& section, const JsonPlace& 
     const json& entry = section[i];
     const JsonPlace at = place.inside(i);
     AddedToken token;
-    token.content = json_text(entry, "content", at);
+    token.content = text_field(entry, "content", at);
     if (!entry.contains("id")) refuse_tokenizer(at, "the field 'id' is missing");
     token.id = checked_id(entry["id"], at.inside("id"));
     token.special = json_flag(entry, "special", at);
@@ -115,7 +115,7 @@ TextStart read_template(const json& section, const JsonPlace& place) {
   const json& single = json_array(section, "single", place);
   if (single.empty() || !single[0].is_object() || !single[0].contains("SpecialToken")) return start;
   const JsonPlace at = place.inside("single").inside(std::size_t{0}).inside("SpecialToken");
-  const std::string name = json_text(single[0]["SpecialToken"], "id", at);
+  const std::string name = text_field(single[0]["SpecialToken"], "id", at);
   const JsonPlace named = place.inside("special_tokens").inside(name);
   const auto tokens = section.find("special_tokens");
   if (tokens == section.end() || !tokens->is_object() || !tokens->contains(name))
@@ -129,7 +129,7 @@ TextStart read_template(const json& section, const JsonPlace& place) {
 TextStart read_postprocessor(const json& section, const JsonPlace& place, int depth) {
   if (section.is_null()) return {};
   if (depth > 32) refuse_tokenizer(place, "sequences nested too deep");
-  const std::string type = json_text(section, "type", place);
+  const std::string type = text_field(section, "type", place);
   if (type == "ByteLevel") return {};
   if (type == "TemplateProcessing") return read_template(section, place);
   if (type == "BertProcessing" || type == "RobertaProcessing") {

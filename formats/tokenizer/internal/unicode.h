@@ -1,8 +1,8 @@
-// formats/tokenizer/internal/unicode.h: the properties of characters that tokenizers ask for, equal on every code point
-// to those of the reference implementation (PyPI's `tokenizers`), whose parts follow different versions of
-// Unicode: its regular expressions version 17, its normalisation forms and its accents version 9, its
-// punctuation version 8. The library beneath (utf8proc) has a version of its own; tables of the differences
-// make up for it.
+// formats/tokenizer/internal/unicode.h: the properties of characters that tokenizers ask for, equal on every
+// code point to those of the reference implementation (PyPI's `tokenizers`), whose parts follow different
+// versions of Unicode: its regular expressions version 17, its normalisation forms and its accents version 9,
+// its punctuation version 8. The library beneath (utf8proc) has a version of its own; tables of the
+// differences make up for it.
 #pragma once
 
 #include <cstdint>
@@ -76,8 +76,8 @@ struct RecentRange {
 [[nodiscard]] bool is_white_space(char32_t code_point);  ///< the property White_Space
 [[nodiscard]] std::span<const CodePointRange> white_space_ranges();
 [[nodiscard]] bool is_word(char32_t code_point);  ///< \w of Oniguruma
-[[nodiscard]] std::span<const CodePointRange>
-word_extra_ranges();                                     ///< of \w, what is not of L, M, Nd, Nl or Pc
+/// Of \w, what is not of L, M, Nd, Nl or Pc.
+[[nodiscard]] std::span<const CodePointRange> word_extra_ranges();
 [[nodiscard]] bool is_rust_word(char32_t code_point);    ///< \w of the Rust crate regex
 [[nodiscard]] bool is_numeric(char32_t code_point);      ///< Rust's char::is_numeric
 [[nodiscard]] bool is_punctuation(char32_t code_point);  ///< what the pre-tokenizer Punctuation splits on

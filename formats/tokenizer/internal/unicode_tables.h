@@ -1,5 +1,6 @@
-// formats/tokenizer/internal/unicode_tables.h: where the reference's Unicode data differ from those of Unicode 14,
-// range by range. tests/formats/tokenizer_reference_test.py checks every code point against the reference.
+// formats/tokenizer/internal/unicode_tables.h: where the reference's Unicode data differ from those of
+// Unicode 14, range by range. tests/formats/tokenizer_reference_test.py checks every code point against the
+// reference.
 #pragma once
 
 #include <span>

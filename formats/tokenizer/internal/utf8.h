@@ -1,5 +1,5 @@
-// formats/tokenizer/internal/utf8.h: UTF-8 as the Unicode standard defines it (table 3-7): no surrogates, no overlong
-// forms, nothing above U+10FFFF.
+// formats/tokenizer/internal/utf8.h: UTF-8 as the Unicode standard defines it (table 3-7):
+// no surrogates, no overlong forms, nothing above U+10FFFF.
 #pragma once
 
 #include <cstddef>
