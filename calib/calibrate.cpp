@@ -1,6 +1,5 @@
 #include "calib/calibrate.h"
 
-#include <ATen/Parallel.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "calib/engine/passes.h"
 #include "calib/engine/work_folder.h"
 #include "calib/fit/sample_judgement.h"
+#include "calib/plan/libtorch_threads.h"
 #include "calib/plan/tensor_memory.h"
 
 namespace kvcal::calib {
@@ -222,22 +222,10 @@ Checkpoints all_done(const formats::Codebook& codebook, int layers) {
   return found;
 }
 
-/// Gives the host program its number of libtorch's threads back.
-class HostThreads {
- public:
-  HostThreads() : threads_(at::get_num_threads()) {}
-  ~HostThreads() { at::set_num_threads(threads_); }
-  HostThreads(const HostThreads&) = delete;
-  HostThreads& operator=(const HostThreads&) = delete;
-
- private:
-  int threads_;
-};
-
 CalibrationReport run_calibration(const CalibrationOptions& options, base::Progress& progress,
                                   PlanListener* listener) {
   const Clock::time_point start = Clock::now();
-  const HostThreads host_threads;
+  const KeptLibtorchThreads of_the_host;
   const TensorMemory memory;
   CalibrationJob job = prepare_calibration(options, progress);
   check_places(job);

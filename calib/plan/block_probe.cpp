@@ -1,7 +1,6 @@
 #include "calib/plan/block_probe.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <functional>
 
 #include "calib/model/parts/attention.h"
+#include "calib/plan/libtorch_threads.h"
 #include "calib/plan/tensor_memory.h"
 #include "fisher/block_gradients.h"
 
@@ -39,18 +39,6 @@ BytesByTokens line_through(std::int64_t few, std::int64_t more) {
   return {std::max(0.0, static_cast<double>(few) - per_token * kFewTokens), per_token};
 }
 
-/// Restores the number of libtorch's threads.
-class OneThread {
- public:
-  OneThread() : threads_(at::get_num_threads()) { at::set_num_threads(1); }
-  ~OneThread() { at::set_num_threads(threads_); }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  int threads_;
-};
-
 void probe_attention(const LayerConfig& layer, at::ScalarType dtype, bool with_gradients, BlockProbe& probe) {
   if (layer.num_attention_heads == 0) return;  // attends in another way
   const auto states = [&](int heads, int dim) {
@@ -74,7 +62,8 @@ void probe_attention(const LayerConfig& layer, at::ScalarType dtype, bool with_g
 }  // namespace
 
 BlockProbe probe_block(const Model& model, int layer, at::ScalarType dtype, bool with_gradients) {
-  const OneThread one_thread;
+  const KeptLibtorchThreads kept;
+  at::set_num_threads(1);
   const std::int64_t hidden = model.config().hidden_size;
   const auto block = model.load_block(layer);
   const std::size_t cached = model.cache(layer).size();

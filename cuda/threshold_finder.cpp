@@ -1,0 +1,77 @@
+#include "cuda/threshold_finder.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "base/error.h"
+#include "cuda/vector_codec.h"
+
+namespace kvcal::codec {
+namespace {
+
+// More extremes than these are found faster by partitioning the numbers.
+constexpr std::size_t kMostExtremes = 16;
+
+// Puts x into its place among the sorted `kept`, the last of which goes.
+template <typename Before>
+void insert(std::vector<float>& kept, float x, const Before& before) {
+  std::size_t at = kept.size() - 1;
+  for (; at > 0 && before(x, kept[at - 1]); --at) kept[at] = kept[at - 1];
+  kept[at] = x;
+}
+
+}  // namespace
+
+ThresholdFinder::Place ThresholdFinder::place(double q, std::size_t count) {
+  const double position = q * static_cast<double>(count - 1);
+  const std::size_t below = std::min(static_cast<std::size_t>(position), count - 1);
+  const double fraction = position - static_cast<double>(below);
+  return {below, below + 1 < count ? std::max(0.0, fraction) : 0};
+}
+
+ThresholdFinder::ThresholdFinder(std::size_t count, double outlier_fraction)
+    : count_(count), lower_q_(outlier_fraction / 2), upper_q_(1 - outlier_fraction / 2) {
+  if (count == 0) throw base::WrongUsage("the thresholds of no values");
+  if (!(outlier_fraction >= 0 && outlier_fraction < 0.5)) {
+    throw base::WrongUsage(
+        base::concat("the outlier fraction is ", outlier_fraction, "; it is at least 0 and below 0.5"));
+  }
+  lower_ = place(lower_q_, count);
+  upper_ = place(upper_q_, count);
+  const std::size_t low = std::min(count, lower_.below + 2);
+  const std::size_t high = count - upper_.below;
+  if (std::max(low, high) <= kMostExtremes) low_count_ = low, high_count_ = high;
+}
+
+void ThresholdFinder::keep_extremes(std::span<const float> x) {
+  const auto first = [&](std::size_t count) { return x.begin() + static_cast<std::ptrdiff_t>(count); };
+  low_.assign(x.begin(), first(low_count_));
+  high_.assign(x.begin(), first(high_count_));
+  std::sort(low_.begin(), low_.end());
+  std::sort(high_.begin(), high_.end(), std::greater<>());
+  for (const float value : x.subspan(low_count_)) {
+    if (value < low_.back()) insert(low_, value, std::less<>());
+  }
+  for (const float value : x.subspan(high_count_)) {
+    if (value > high_.back()) insert(high_, value, std::greater<>());
+  }
+}
+
+ThresholdPair ThresholdFinder::find(std::span<const float> x) {
+  if (x.size() != count_)
+    throw base::InvalidInput(base::concat("the thresholds of ", x.size(), " numbers, expected ", count_));
+  if (low_count_ == 0) {
+    buffer_.assign(x.begin(), x.end());
+    const float lower = quantile(buffer_, lower_q_);
+    return {lower, quantile(buffer_, upper_q_)};
+  }
+  keep_extremes(x);
+  const auto between = [](double low, double high, double fraction) {
+    return fraction <= 0 ? static_cast<float>(low) : static_cast<float>(low + fraction * (high - low));
+  };
+  const std::size_t from_top = count_ - 1 - upper_.below;
+  return {between(low_[lower_.below], low_[std::min(lower_.below + 1, low_.size() - 1)], lower_.fraction),
+          between(high_[from_top], high_[from_top - (from_top > 0 ? 1 : 0)], upper_.fraction)};
+}
+
+}  // namespace kvcal::codec
