@@ -1,14 +1,55 @@
 #include "calib/engine/layer_capture.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/error.h"
 
 namespace kvcal::calib {
 namespace {
 
-// Tokens of a channel that are read together: a cache line or two of it.
-constexpr std::int64_t kTokensAtOnce = 32;
+// A tile of what is transposed: a cache line or two of a few channels.
+constexpr std::int64_t kTileTokens = 32, kTileChannels = 8;
+
+void widen(const float* from, std::int64_t count, float* to) {
+  std::copy_n(from, count, to);
+}
+
+void widen(const Eigen::bfloat16* from, std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < count; ++i)
+    to[i] = std::bit_cast<float>(std::uint32_t{Eigen::numext::bit_cast<std::uint16_t>(from[i])} << 16);
+}
+
+// from: [channels, tokens], rows `stride` apart; to: [tokens, channels].
+template <typename Number>
+void transpose(const Number* from, std::int64_t stride, std::int64_t channels, std::int64_t tokens,
+               float* to) {
+  float tile[kTileChannels][kTileTokens];
+  for (std::int64_t t = 0; t < tokens; t += kTileTokens) {
+    const std::int64_t count = std::min(kTileTokens, tokens - t);
+    for (std::int64_t c = 0; c < channels; c += kTileChannels) {
+      const std::int64_t width = std::min(kTileChannels, channels - c);
+      for (std::int64_t i = 0; i < width; ++i) widen(from + (c + i) * stride + t, count, tile[i]);
+      if (width == kTileChannels) {
+        for (std::int64_t j = 0; j < count; ++j) {
+          for (std::int64_t i = 0; i < kTileChannels; ++i) to[(t + j) * channels + c + i] = tile[i][j];
+        }
+        continue;
+      }
+      for (std::int64_t j = 0; j < count; ++j) {
+        for (std::int64_t i = 0; i < width; ++i) to[(t + j) * channels + c + i] = tile[i][j];
+      }
+    }
+  }
+}
+
+// Room for so many tokens in a row of a channel: rows begin an odd number of cache lines apart, or those of all
+// channels would compete for the same few places in the cache.
+std::int64_t row_length(std::int64_t tokens, std::size_t number_bytes) {
+  const auto per_line = static_cast<std::int64_t>(64 / number_bytes);
+  const std::int64_t lines = (tokens + per_line - 1) / per_line;
+  return (lines | 1) * per_line;
+}
 
 }  // namespace
 
@@ -19,8 +60,11 @@ CapturedMatrix::CapturedMatrix(formats::ThresholdScope scope, std::int64_t token
     throw base::Error(base::concat("captured tensors are F32 or BF16, not ", formats::dtype_name(dtype)));
   if (dtype == formats::Dtype::BF16) numbers_.emplace<RowMajor<Eigen::bfloat16>>();
   std::visit(
-      [&](auto& numbers) {
-        numbers.resize(by_channel_ ? channels : tokens, by_channel_ ? tokens : channels);
+      [&]<typename Number>(RowMajor<Number>& matrix) {
+        if (by_channel_)
+          matrix.resize(channels, row_length(tokens, sizeof(Number)));
+        else
+          matrix.resize(tokens, channels);
       },
       numbers_);
 }
@@ -40,22 +84,18 @@ void CapturedMatrix::put(std::int64_t first, std::span<const std::byte> numbers)
 }
 
 void CapturedMatrix::read(Range tokens, Range channels, std::span<float> to) const {
-  Eigen::Map<RowMajor<float>> out(to.data(), tokens.size(), channels.size());
   std::visit(
       [&](const auto& matrix) {
-        if (!by_channel_) {
-          out = matrix.block(tokens.begin, channels.begin, tokens.size(), channels.size())
-                    .template cast<float>();
+        const auto* numbers = matrix.data();
+        const std::int64_t stride = matrix.cols();
+        if (by_channel_) {
+          transpose(numbers + channels.begin * stride + tokens.begin, stride, channels.size(), tokens.size(),
+                    to.data());
           return;
         }
-        // A few tokens of every channel, then the next: a row of the matrix is read along its cache lines, and
-        // what is written stays in the cache.
-        for (std::int64_t begin = 0; begin < tokens.size(); begin += kTokensAtOnce) {
-          const std::int64_t count = std::min(kTokensAtOnce, tokens.size() - begin);
-          for (std::int64_t c = 0; c < channels.size(); ++c) {
-            out.col(c).segment(begin, count) =
-                matrix.row(channels.begin + c).segment(tokens.begin + begin, count).template cast<float>();
-          }
+        for (std::int64_t t = 0; t < tokens.size(); ++t) {
+          widen(numbers + (tokens.begin + t) * stride + channels.begin, channels.size(),
+                to.data() + t * channels.size());
         }
       },
       numbers_);

@@ -9,7 +9,8 @@ namespace {
 
 // Points of one chunk, about: what the second-level cache holds with room to spare.
 constexpr std::int64_t kPointsPerChunk = 65536;
-// Of those, read together: what the first-level cache holds.
+// Tokens of those that are read together, a multiple of this: what the first-level cache holds, about.
+constexpr std::int64_t kTokensAtOnce = 32;
 constexpr std::int64_t kPointsAtOnce = 4096;
 
 struct ChunkCensus {
@@ -56,7 +57,8 @@ template <typename Visit>
 void FitSource::visit(std::int64_t chunk, const Visit& visit) const {
   const Range channels{0, tokens_.channels()};
   const Range whole{chunk * tokens_per_chunk_, std::min(tokens_.tokens(), (chunk + 1) * tokens_per_chunk_)};
-  const std::int64_t at_once = std::max<std::int64_t>(1, kPointsAtOnce / channels.end);
+  const std::int64_t at_once =
+      std::max<std::int64_t>(1, kPointsAtOnce / channels.end / kTokensAtOnce) * kTokensAtOnce;
   // A token's pairs of thresholds, and the channels of each.
   const std::int64_t pairs = layout_.by_channel() ? channels.end : layout_.per_token;
   const std::int64_t width = channels.end / pairs;

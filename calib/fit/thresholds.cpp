@@ -4,22 +4,13 @@
 
 #include "base/float16.h"
 #include "base/parallel.h"
-#include "cuda/vector_codec.h"
+#include "cuda/threshold_finder.h"
 
 namespace kvcal::calib {
 namespace {
 
 // Numbers that one call of the parallel loop works on, at least.
 constexpr std::int64_t kNumbersAtOnce = 16384;
-
-// Both thresholds of every fraction from one copy of the values.
-void pair_thresholds(std::span<float> values, std::span<const double> fractions, std::size_t index,
-                     std::vector<Thresholds>& result) {
-  for (std::size_t f = 0; f < fractions.size(); ++f) {
-    result[f].lower[index] = codec::quantile(values, fractions[f] / 2);
-    result[f].upper[index] = codec::quantile(values, 1 - fractions[f] / 2);
-  }
-}
 
 }  // namespace
 
@@ -32,9 +23,15 @@ std::vector<Thresholds> find_thresholds(const CapturedTokens& x, const PairLayou
   const std::int64_t at_once = std::max<std::int64_t>(1, kNumbersAtOnce / std::max<std::int64_t>(1, numbers));
   base::parallel_for((pairs + at_once - 1) / at_once, threads, [&](std::int64_t block) {
     std::vector<float> values(static_cast<std::size_t>(numbers));
+    std::vector<codec::ThresholdFinder> finders;
+    for (const double fraction : fractions) finders.emplace_back(values.size(), fraction);
     for (std::int64_t pair = block * at_once; pair < std::min(pairs, (block + 1) * at_once); ++pair) {
       x.read_x(layout.tokens_of(pair, x.tokens()), layout.channels_of(pair), values);
-      pair_thresholds(values, fractions, static_cast<std::size_t>(pair), result);
+      for (std::size_t f = 0; f < finders.size(); ++f) {
+        const codec::ThresholdPair found = finders[f].find(values);
+        result[f].lower[static_cast<std::size_t>(pair)] = found.lower;
+        result[f].upper[static_cast<std::size_t>(pair)] = found.upper;
+      }
     }
   });
   return result;
