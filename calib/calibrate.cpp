@@ -214,8 +214,9 @@ formats::Codebook run_to_the_end(CalibrationJob& job, const WorkFolder& folder, 
 }
 
 // Of a run that is done: nothing is left.
-Checkpoints all_done(const formats::Codebook& codebook, int layers) {
-  Checkpoints found(layers);
+Checkpoints all_done(const formats::Codebook& codebook, const CheckpointShape& shape) {
+  Checkpoints found(shape.layers);
+  found.cached = shape.cached;
   for (const formats::LayerCodebook& layer : codebook.layers)
     found.fits.at(static_cast<std::size_t>(layer.index)) = layer;
   found.losses.emplace();
@@ -235,7 +236,7 @@ CalibrationReport run_calibration(const CalibrationOptions& options, base::Progr
   const CheckpointShape shape = job.checkpoint_shape();
   progress.check_interrupted();
   if (report.already_done) {
-    report.plan = make_plan(job, all_done(report.codebook, shape.layers));
+    report.plan = make_plan(job, all_done(report.codebook, shape));
     remove_leftover(job);
     return report;
   }

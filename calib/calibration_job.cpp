@@ -164,7 +164,10 @@ void fill_frame(CalibrationJob& job) {
   frame.model.weights_sha256 = job.session.weights->checkpoint().weights_sha256();
   frame.model.num_layers = job.session.num_layers();
   // Defaults for the layers; what a layer is like stands with it.
-  const LayerConfig& first = job.session.config().layers.front();
+  const std::vector<LayerConfig>& layers = job.session.config().layers;
+  const auto attends =
+      std::ranges::find_if(layers, [](const LayerConfig& layer) { return layer.num_attention_heads > 0; });
+  const LayerConfig& first = attends != layers.end() ? *attends : layers.front();
   frame.model.num_attention_heads = first.num_attention_heads;
   frame.model.num_kv_heads = first.num_kv_heads;
   frame.model.head_dim = first.head_dim;
@@ -224,6 +227,7 @@ RunShape CalibrationJob::run_shape() const {
           .tokens = session.windows.tokens(),
           .with_gradients = with_gradients(),
           .outlier_fractions = static_cast<int>(options.outliers.size()),
+          .token_per_head = options.value_scope == ValueScope::head,
           .activation_bytes = checkpoint_shape().activation_bytes,
           .threads = session.placement.threads,
           .memory_bytes = options.memory_bytes,
@@ -257,6 +261,10 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   session.weights = std::make_shared<const WeightLoader>(session.folder.path, session.placement);
   session.model = load_model(definition, session.weights);
   session.windows = read_windows(job.options, session.folder, session.config(), progress);
+  const std::vector<bool> cached = job.checkpoint_shape().cached;
+  if (std::ranges::find(cached, true) == cached.end())
+    throw base::InvalidInput(
+        base::concat(session.folder.path.string(), ": no layer of this model has a cache"));
   job.options.samples = job.session.windows.samples;
   job.options.seqlen = job.session.windows.seqlen;
   check_lengths(job);

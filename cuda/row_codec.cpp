@@ -199,17 +199,21 @@ void check_parts(const PackedRows& packed, const Datatype& datatype, std::span<c
   const auto require = [](bool holds, const std::string& what) {
     if (!holds) throw base::InvalidInput("packed rows: " + what);
   };
+  // By division: the product of sizes from outside could overflow.
+  const auto is_matrix = [](std::size_t size, std::size_t rows, std::size_t width) {
+    return size % width == 0 && size / width == rows;
+  };
   require(packed.bits == datatype.bits,
           base::concat("codes of ", packed.bits, " bits, the datatype has ", datatype.bits));
   require(packed.channels > 0 && packed.sinks <= packed.tokens,
           base::concat(packed.sinks, " sinks of ", packed.tokens, " tokens, ", packed.channels, " channels"));
-  require(to.size() == packed.tokens * packed.channels,
+  require(is_matrix(to.size(), packed.tokens, packed.channels),
           base::concat(packed.tokens, " tokens of ", packed.channels, " channels, room for ", to.size(),
                        " numbers"));
-  require(
-      packed.codes.size() == packed.rows() * packed.row_bytes(),
-      base::concat(packed.codes.size(), " bytes of codes, expected ", packed.rows() * packed.row_bytes()));
-  require(packed.sink_values.size() == packed.sinks * packed.channels,
+  require(is_matrix(packed.codes.size(), packed.rows(), packed.row_bytes()),
+          base::concat(packed.codes.size(), " bytes of codes for ", packed.rows(), " rows of ",
+                       packed.row_bytes()));
+  require(is_matrix(packed.sink_values.size(), packed.sinks, packed.channels),
           base::concat(packed.sink_values.size(), " numbers of sinks"));
   if (!packed.keeps_outliers) return;
   require(packed.first_outlier.size() == packed.rows() + 1 && packed.first_outlier.front() == 0 &&
@@ -320,6 +324,8 @@ void decode_keys(const PackedRows& packed, const KeyNormaliser& normaliser, cons
     throw base::InvalidInput(base::concat("packed rows: keys of ", packed.channels,
                                           " channels, thresholds of ", normaliser.channels()));
   }
+  if (!packed.affines.empty())
+    throw base::InvalidInput("packed rows: keys with scales of their own; theirs are the layer's");
   const ChannelAffines affines(normaliser.affines());
   decode_rows(packed, to, threads, [&](std::size_t, std::span<const std::uint8_t> codes, std::span<float> x) {
     for (std::size_t c = 0; c < x.size(); ++c)
@@ -330,8 +336,9 @@ void decode_keys(const PackedRows& packed, const KeyNormaliser& normaliser, cons
 void decode_values(const PackedRows& packed, const Datatype& datatype, std::span<float> to, int threads) {
   check_parts(packed, datatype, to);
   const std::size_t groups = packed.rows() == 0 ? 1 : packed.affines.size() / packed.rows();
-  if (packed.rows() > 0 &&
-      (groups == 0 || packed.affines.size() % packed.rows() != 0 || packed.channels % groups != 0)) {
+  if ((packed.rows() == 0 && !packed.affines.empty()) ||
+      (packed.rows() > 0 &&
+       (groups == 0 || packed.affines.size() % packed.rows() != 0 || packed.channels % groups != 0))) {
     throw base::InvalidInput(base::concat("packed rows: ", packed.affines.size(), " scales for ",
                                           packed.rows(), " values of ", packed.channels, " channels"));
   }

@@ -2,7 +2,7 @@
 //
 // What vector_codec.h does for one token, for a matrix of them: the same codes, scales and outliers, without an
 // allocation per token, on several threads. The first tokens (sinks) are kept in fp16. The result does not
-// depend on the number of threads.
+// depend on the number of threads (of several errors, any one is told).
 #pragma once
 
 #include <cstddef>

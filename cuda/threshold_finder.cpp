@@ -38,9 +38,9 @@ ThresholdFinder::ThresholdFinder(std::size_t count, double outlier_fraction)
   }
   lower_ = place(lower_q_, count);
   upper_ = place(upper_q_, count);
-  const std::size_t low = std::min(count, lower_.below + 2);
-  const std::size_t high = count - upper_.below;
-  if (std::max(low, high) <= kMostExtremes) low_count_ = low, high_count_ = high;
+  low_count_ = std::min(count, lower_.below + 2);
+  high_count_ = count - upper_.below;
+  by_extremes_ = std::max(low_count_, high_count_) <= kMostExtremes;
 }
 
 void ThresholdFinder::keep_extremes(std::span<const float> x) {
@@ -60,7 +60,7 @@ void ThresholdFinder::keep_extremes(std::span<const float> x) {
 ThresholdPair ThresholdFinder::find(std::span<const float> x) {
   if (x.size() != count_)
     throw base::InvalidInput(base::concat("the thresholds of ", x.size(), " numbers, expected ", count_));
-  if (low_count_ == 0) {
+  if (!by_extremes_) {
     buffer_.assign(x.begin(), x.end());
     const float lower = quantile(buffer_, lower_q_);
     return {lower, quantile(buffer_, upper_q_)};

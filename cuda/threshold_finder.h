@@ -18,7 +18,7 @@ class ThresholdFinder {
   /// count: numbers in a vector, 1 or more. Throws base::WrongUsage where it is 0, or p is not in 0 <= p < 0.5.
   ThresholdFinder(std::size_t count, double outlier_fraction);
 
-  /// x: [count], finite.
+  /// x: [count], finite. Throws base::InvalidInput for another length.
   [[nodiscard]] ThresholdPair find(std::span<const float> x);
 
  private:
@@ -33,8 +33,9 @@ class ThresholdFinder {
   std::size_t count_;
   double lower_q_, upper_q_;
   Place lower_, upper_;
-  std::size_t low_count_ = 0, high_count_ = 0;  // how many of the smallest and largest decide; 0: too many
-  std::vector<float> low_, high_;               // the smallest, ascending; the largest, descending
+  bool by_extremes_ = false;  // the few smallest and largest decide: so many of each
+  std::size_t low_count_ = 0, high_count_ = 0;
+  std::vector<float> low_, high_;  // the smallest, ascending; the largest, descending
   std::vector<float> buffer_;
 };
 

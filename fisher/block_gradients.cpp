@@ -18,7 +18,10 @@ class Watcher final : public CacheHook {
 
   at::Tensor show(std::size_t tensor, CachePoint point, const at::Tensor& x) override {
     if (tensor >= cached_.size())
-      throw base::Error(base::concat("a block shows tensor ", tensor, " of ", cached_.size(), " that it caches"));
+      throw base::Error(
+          base::concat("a block shows tensor ", tensor, " of ", cached_.size(), " that it caches"));
+    if (point == CachePoint::cached && cached_[tensor].defined())
+      throw base::Error(base::concat("a block shows tensor ", tensor, " twice"));
     if (point == CachePoint::cached) cached_[tensor] = x;
     return x;
   }
@@ -26,7 +29,8 @@ class Watcher final : public CacheHook {
   [[nodiscard]] std::vector<at::Tensor> take() {
     const auto missing = std::ranges::find_if(cached_, [](const at::Tensor& x) { return !x.defined(); });
     if (missing != cached_.end())
-      throw base::Error(base::concat("a block did not show tensor ", missing - cached_.begin(), " that it caches"));
+      throw base::Error(
+          base::concat("a block did not show tensor ", missing - cached_.begin(), " that it caches"));
     return std::move(cached_);
   }
 

@@ -20,8 +20,8 @@ HeadLoss head_loss(const Head& head, const at::Tensor& hidden, std::span<const s
     throw base::Error(base::concat("a loss works on 1 row at a time or more, not ", rows_at_once));
   HeadLoss result;
   if (with_gradient) result.hidden_gradient = at::zeros_like(hidden);
-  const at::Tensor ids =
-      at::from_blob(const_cast<std::int32_t*>(tokens.data()), {targets + 1}, at::kInt).to(hidden.device(), at::kLong);
+  const at::Tensor ids = at::from_blob(const_cast<std::int32_t*>(tokens.data()), {targets + 1}, at::kInt)
+                             .to(hidden.device(), at::kLong);
 
   const at::AutoGradMode graph(with_gradient);
   double sum = 0;

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "base/error.h"
+
 namespace kvcal::calib {
 
 Capturer::Capturer(const Session& session, int sinks, bool with_gradients, int last_layer, FitQueue& queue)
@@ -34,6 +36,11 @@ void Capturer::visit(int layer, std::int64_t sample, const fisher::BlockGradient
   for (std::size_t t = 0; t < capture_.tensors.size(); ++t) {
     CapturedTensor& captured = capture_.tensors[t];
     const std::string name = captured.tensor.name + "s";
+    const std::int64_t channels = captured.tensor.channels();
+    if (block.cached[t].dim() != 2 || block.cached[t].size(1) != channels) {
+      throw base::Error(base::concat(layer_place(layer), " shows ", name, " of ", block.cached[t].sizes(),
+                                     ", expected ", channels, " channels"));
+    }
     require_finite(session_, block.cached[t], layer_place(layer), sample, name);
     put(captured.x, sample, block.cached[t]);
     if (!with_gradients_) continue;

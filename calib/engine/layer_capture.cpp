@@ -72,7 +72,13 @@ CapturedMatrix::CapturedMatrix(formats::ThresholdScope scope, std::int64_t token
 void CapturedMatrix::put(std::int64_t first, std::span<const std::byte> numbers) {
   std::visit(
       [&]<typename Number>(RowMajor<Number>& matrix) {
-        const std::int64_t count = static_cast<std::int64_t>(numbers.size() / sizeof(Number)) / channels_;
+        const auto row_bytes = static_cast<std::int64_t>(sizeof(Number)) * channels_;
+        const std::int64_t count = static_cast<std::int64_t>(numbers.size()) / row_bytes;
+        if (static_cast<std::int64_t>(numbers.size()) != count * row_bytes || first < 0 ||
+            first + count > tokens_) {
+          throw base::Error(base::concat(numbers.size(), " bytes put at token ", first, " of ", tokens_,
+                                         ", each of ", row_bytes));
+        }
         const Eigen::Map<const RowMajor<Number>> from(reinterpret_cast<const Number*>(numbers.data()), count,
                                                       channels_);
         if (by_channel_)

@@ -34,7 +34,7 @@ class CapturedMatrix {
   [[nodiscard]] std::int64_t channels() const { return channels_; }
 
   /// numbers: some tokens from `first` on, [tokens, channels] of the matrix's type. Several threads may put
-  /// different tokens at once.
+  /// different tokens at once. Throws base::Error where they are no whole tokens, or more than there is room for.
   void put(std::int64_t first, std::span<const std::byte> numbers);
   /// to: [tokens.size(), channels.size()], in float32.
   void read(Range tokens, Range channels, std::span<float> to) const;

@@ -18,6 +18,8 @@ struct LayerConfig {
   int value_dim = 0;
   std::string rope_json = "null";  ///< canonical JSON of the rotary embedding; null: none
   std::int64_t window = 0;  ///< a token attends to itself and the window - 1 before it; 0: to all before it
+
+  bool operator==(const LayerConfig&) const = default;
 };
 
 /// What every family has; what only one needs stands in its own file.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "calib/model/model.h"
+#include "calib/model/placement.h"
 
 namespace kvcal::calib {
 
@@ -17,7 +18,7 @@ struct BytesByTokens {
   }
 };
 
-/// One sample on one thread.
+/// One sample.
 struct BlockProbe {
   BytesByTokens forward_bytes;   ///< input and output among them
   BytesByTokens backward_bytes;  ///< recomputation and gradients; as forward where none are wanted
@@ -31,7 +32,8 @@ struct BlockProbe {
 inline constexpr std::int64_t kAttentionTokens = 512;
 
 /// Loads a block and runs some hundred tokens through it. Throws what loading it throws.
-[[nodiscard]] BlockProbe probe_block(const Model& model, int layer, at::ScalarType dtype,
+/// Bytes are those of a sample with placement.threads threads, seconds those of one.
+[[nodiscard]] BlockProbe probe_block(const Model& model, int layer, const Placement& placement,
                                      bool with_gradients);
 
 }  // namespace kvcal::calib

@@ -116,6 +116,15 @@ double thread_seconds(const RunShape& run, const RemainingWork& left, const Bloc
   return seconds;
 }
 
+// Of a fit: thresholds of every fraction with zeros and ranges, and those of the sample's halves; on each thread a
+// channel's tokens, twice; and what the solver holds and gathers.
+std::int64_t fit_bytes(const RunShape& run, const LayerSizes& sizes) {
+  const std::int64_t scopes =
+      run.token_per_head ? sizes.token_scopes : std::min<std::int64_t>(1, sizes.token_scopes);
+  const std::int64_t thresholds = scopes * (8 * run.outlier_fractions + 24);
+  return run.tokens * (thresholds + 8 * std::int64_t{run.threads} + sizes.cached) + kSolverBytes;
+}
+
 /// Sets the memory that so many lanes need: that of the stage that needs most, for one comes after the other.
 void need_memory(const RunShape& run, const RemainingWork& left, const BlockProbe& probe, int lanes,
                  ResourceNeed& need) {
@@ -133,12 +142,10 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const StageNeed loss{
       "loss", weight_sizes(run, run.model.head_weights()).bytes,
       lanes * (rows * run.model.config().vocab_size * kHeadBytesPerLogit + ends + kLaneBytes), 0, 0};
-  // One layer is captured while the one before it is fitted. A fit holds thresholds of every token with their
-  // zeros and ranges, and the points that the solver gathers.
+  // One layer is captured while the one before it is fitted.
   const StageNeed backward{"backward", layer_weights,
                            lanes * (probe.backward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes),
-                           capture * std::min(2, left.backward_layers()),
-                           tokens * (sizes.token_scopes * 24 + sizes.cached) + kSolverBytes};
+                           capture * std::min(2, left.backward_layers()), fit_bytes(run, sizes)};
   need.lanes = lanes;
   need.largest = {};
   if (left.forward_layers() > 0) need.largest = forward;
@@ -160,6 +167,60 @@ std::int64_t disk_need(const RunShape& run, const RemainingWork& left) {
          2 * kLayerFileBytes * count(left.fit);
 }
 
+// A layer of each shape, and how many there are of it.
+std::vector<std::pair<int, int>> distinct_layers(const RunShape& run) {
+  const auto shapes_of = [&](int layer) {
+    std::vector<std::vector<std::int64_t>> shapes;
+    for (const TensorSpec& spec : run.model.block_weights(layer)) shapes.push_back(spec.shape);
+    return shapes;
+  };
+  const auto same = [&](int a, int b) {
+    const std::vector<LayerConfig>& layers = run.model.config().layers;
+    return layers[static_cast<std::size_t>(a)] == layers[static_cast<std::size_t>(b)] &&
+           run.model.cache(a) == run.model.cache(b) && shapes_of(a) == shapes_of(b);
+  };
+  std::vector<std::pair<int, int>> found;
+  for (int layer = 0; layer < run.model.config().num_layers(); ++layer) {
+    const auto known =
+        std::ranges::find_if(found, [&](const auto& other) { return same(layer, other.first); });
+    if (known == found.end())
+      found.emplace_back(layer, 1);
+    else
+      ++known->second;
+  }
+  return found;
+}
+
+BytesByTokens larger(const BytesByTokens& a, const BytesByTokens& b) {
+  return {std::max(a.fixed, b.fixed), std::max(a.per_token, b.per_token)};
+}
+
+// The most bytes of any layer, the mean time over all; `threads`: of one sample.
+BlockProbe probe_layers(const RunShape& run, int threads) {
+  Placement placement = run.weights.placement();
+  placement.threads = std::max(1, threads);
+  BlockProbe all;
+  for (const auto& [layer, count] : distinct_layers(run)) {
+    const BlockProbe one = probe_block(run.model, layer, placement, run.with_gradients);
+    const double share = static_cast<double>(count) / run.model.config().num_layers();
+    all.forward_bytes = larger(all.forward_bytes, one.forward_bytes);
+    all.backward_bytes = larger(all.backward_bytes, one.backward_bytes);
+    all.forward_seconds_per_token += share * one.forward_seconds_per_token;
+    all.backward_seconds_per_token += share * one.backward_seconds_per_token;
+    all.attention_forward_seconds += share * one.attention_forward_seconds;
+    all.attention_backward_seconds += share * one.attention_backward_seconds;
+    all.product_rate = one.product_rate;
+  }
+  return all;
+}
+
+void forget_weights(const RunShape& run) {
+  for (const auto& [layer, count] : distinct_layers(run))
+    run.weights.dont_need(run.model.block_weights(layer));
+  TensorMemory::release();
+  release_freed_memory();
+}
+
 }  // namespace
 
 ResourceNeed estimate_need(const RunShape& run, const RemainingWork& left) {
@@ -175,16 +236,21 @@ ResourceNeed estimate_need(const RunShape& run, const RemainingWork& left) {
   // One layer's weights alone are too much: no trial, either.
   if (need.memory_bytes > need.memory_limit_bytes) return need;
 
-  const BlockProbe probe = probe_block(run.model, 0, run.weights.dtype(), run.with_gradients);
+  int lanes = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(run.threads, run.samples)));
+  BlockProbe probe = probe_layers(run, run.threads / lanes);
   const double seconds = thread_seconds(run, left, probe);
-  run.weights.dont_need(run.model.block_weights(0));
-  TensorMemory::release();
-  release_freed_memory();
+  forget_weights(run);
   need.base_bytes = resident_bytes();
-  const auto most = static_cast<int>(std::min<std::int64_t>(run.threads, run.samples));
-  need_memory(run, left, probe, std::max(1, most), need);
-  while (need.lanes > 1 && need.memory_bytes > need.memory_limit_bytes)
-    need_memory(run, left, probe, need.lanes - 1, need);
+  need_memory(run, left, probe, lanes, need);
+  while (lanes > 1 && need.memory_bytes > need.memory_limit_bytes) {
+    --lanes;
+    // Fewer samples have more threads each, and each thread has buffers.
+    if (run.threads / lanes != run.threads / (lanes + 1)) {
+      probe = probe_layers(run, run.threads / lanes);
+      forget_weights(run);
+    }
+    need_memory(run, left, probe, lanes, need);
+  }
   // Fits and samples share the threads. The last samples may leave some idle, and no two machines, or
   // moments, are the same.
   need.seconds_low = 0.6 * seconds / run.threads;
@@ -205,8 +271,8 @@ void check_need(const ResourceNeed& need, const RunShape& run) {
     const StageNeed& stage = need.largest;
     throw base::SystemError(
         base::concat("this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage,
-                     " pass (weights ", mib(stage.weights_bytes), ", a sample ", mib(stage.working_bytes),
-                     ", captured keys and values ", mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes),
+                     " pass (weights ", mib(stage.weights_bytes), ", samples ", mib(stage.working_bytes),
+                     ", what is captured ", mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes),
                      ", the program ", mib(need.base_bytes), ") and may use ", mib(need.memory_limit_bytes),
                      !run.memory_bytes                             ? " (80 % of what is free)"
                      : *run.memory_bytes > need.memory_limit_bytes ? " (all that is free)"

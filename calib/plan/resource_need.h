@@ -47,10 +47,11 @@ struct RunShape {
   std::int64_t tokens = 0;  ///< of all samples, without padding
   bool with_gradients = true;
   int outlier_fractions = 0;
+  bool token_per_head = false;        ///< thresholds of a token are found for each head
   std::int64_t activation_bytes = 0;  ///< of one layer's hidden states or gradients, of all samples
   int threads = 1;
-  std::optional<std::int64_t> memory_bytes;  ///< --memory
-  std::filesystem::path work;
+  std::optional<std::int64_t> memory_bytes = {};  ///< --memory
+  std::filesystem::path work = {};
 };
 
 /// From the checkpoint's headers, and a few tokens run through one block. Throws what loading it throws.

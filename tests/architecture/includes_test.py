@@ -76,6 +76,13 @@ def test_a_room_includes_only_rooms_below_it(room):
     assert [text for text in wrong if text] == []
 
 
+def test_every_target_has_its_place_in_the_drawing():
+    """A new room is not taken for a part of the room around it, with all its arrows."""
+    folders = {path.parent.relative_to(SOURCE) for path in SOURCE.glob("*/CMakeLists.txt")}
+    folders |= {path.parent.relative_to(SOURCE) for path in SOURCE.glob("*/*/CMakeLists.txt")}
+    assert {str(folder) for folder in folders if folder.parts[0] in {name.split("/")[0] for name in ARROWS}} == set(ARROWS)
+
+
 def test_the_arrows_make_no_circle():
     below = {room: set(used) for room, used in ARROWS.items()}
     while below:

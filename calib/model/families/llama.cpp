@@ -148,21 +148,22 @@ void check_geometry(const ConfigReader& config, const LlamaConfig& model) {
 }
 
 std::string fingerprint(const LlamaConfig& config) {
-  const nlohmann::json fields = {{"architecture", config.common.architecture},
-                                 {"hidden_size", config.common.hidden_size},
-                                 {"intermediate_size", config.intermediate_size},
-                                 {"num_layers", config.num_layers},
-                                 {"num_attention_heads", config.num_attention_heads},
-                                 {"num_kv_heads", config.num_kv_heads},
-                                 {"head_dim", config.head_dim},
-                                 {"vocab_size", config.common.vocab_size},
-                                 {"rms_norm_eps", config.rms_norm_eps},
-                                 {"activation", config.activation_name},
-                                 {"attention_bias", config.attention_bias},
-                                 {"mlp_bias", config.mlp_bias},
-                                 {"tied_embeddings", config.tied_embeddings},
-                                 {"sliding_window", config.sliding_window},
-                                 {"rope", config.rope.fields()}};
+  nlohmann::json fields = {{"architecture", config.common.architecture},
+                           {"hidden_size", config.common.hidden_size},
+                           {"intermediate_size", config.intermediate_size},
+                           {"num_layers", config.num_layers},
+                           {"num_attention_heads", config.num_attention_heads},
+                           {"num_kv_heads", config.num_kv_heads},
+                           {"head_dim", config.head_dim},
+                           {"vocab_size", config.common.vocab_size},
+                           {"rms_norm_eps", config.rms_norm_eps},
+                           {"activation", config.activation_name},
+                           {"attention_bias", config.attention_bias},
+                           {"mlp_bias", config.mlp_bias},
+                           {"tied_embeddings", config.tied_embeddings},
+                           {"sliding_window", config.sliding_window},
+                           {"rope", config.rope.fields()}};
+  fields.update(nlohmann::json::parse(config.more_fields_json));
   return fields.dump();
 }
 
@@ -211,7 +212,8 @@ LlamaConfig read_llama_config(const ConfigReader& config, const std::string& arc
 ModelDefinition define_llama(LlamaConfig config) {
   const LayerConfig layer{config.num_attention_heads, config.num_kv_heads,  config.head_dim, config.head_dim,
                           config.rope.to_json(),      config.sliding_window};
-  config.common.layers.assign(static_cast<std::size_t>(config.num_layers), layer);
+  if (config.common.layers.empty())
+    config.common.layers.assign(static_cast<std::size_t>(config.num_layers), layer);
   config.common.fingerprint_json = fingerprint(config);
   return {config.common, [config](std::shared_ptr<const WeightLoader> weights) -> std::unique_ptr<Model> {
             return std::make_unique<LlamaModel>(config, std::move(weights));

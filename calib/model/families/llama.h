@@ -19,7 +19,8 @@ struct LlamaDefaults {
 
 /// What config.json says of a decoder of this shape; all layers are alike.
 struct LlamaConfig {
-  ModelConfig common;  ///< layers and fingerprint_json are empty until define_llama() writes them
+  /// define_llama() writes fingerprint_json, and layers where a family has not filled them: by turns, say.
+  ModelConfig common;
   int num_layers = 0;
   int num_attention_heads = 0;
   int num_kv_heads = 0;
@@ -33,6 +34,8 @@ struct LlamaConfig {
   bool tied_embeddings = false;
   std::int64_t sliding_window = 0;  ///< as LayerConfig's window
   RopeConfig rope;
+  /// An object of the fields that only one family's mathematics uses: part of its fingerprint, and of no other's.
+  std::string more_fields_json = "{}";
 };
 
 /// The fields that all families of this shape write the same way. architecture: the family's name. Throws

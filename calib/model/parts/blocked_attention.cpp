@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "base/cpu.h"
 #include "calib/model/parts/attention_rows.h"
@@ -400,14 +401,29 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
   }
 };
 
+// Whether oneDNN's block product works here: it may have been told to use less of the CPU
+// (ONEDNN_MAX_CPU_ISA).
+template <typename T>
+bool product_works() {
+  const std::vector<T> ones(64, T(1));
+  std::vector<float> sum(16);
+  try {
+    Product<T>{4, 4, 4}(ones.data(), 4, ones.data(), 4, sum.data(), 4, /*add=*/false);
+  } catch (const c10::Error&) {
+    return false;
+  }
+  return sum[5] == 4;
+}
+
 }  // namespace
 
 bool blocked_attention_serves(const at::Tensor& queries, const at::Tensor& values) {
   static const bool fastest =
       base::has_avx512() && !base::cpu_is_intel() && at::globalContext().userEnabledMkldnn();
-  static const bool bfloat16 = base::multiplies_bfloat16();
-  if (!fastest || !queries.is_cpu()) return false;
-  if (queries.scalar_type() == at::kFloat) return true;
+  static const bool float32 = fastest && product_works<float>();
+  static const bool bfloat16 = fastest && base::multiplies_bfloat16() && product_works<c10::BFloat16>();
+  if (!queries.is_cpu()) return false;
+  if (queries.scalar_type() == at::kFloat) return float32;
   return queries.scalar_type() == at::kBFloat16 && bfloat16 && queries.size(2) % 2 == 0 &&
          values.size(2) % 2 == 0;
 }
