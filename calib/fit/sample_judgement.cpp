@@ -81,9 +81,9 @@ std::vector<SampleAdvice> advise_by_halves(const formats::Codebook& codebook) {
   if (difference.threshold_shift > kThresholdShiftLimit) {
     const double factor = std::pow(difference.threshold_shift / kThresholdShiftLimit, 2);
     advice.push_back(
-        {base::concat("thresholds fitted to its two halves differ by ",
-                      percent(difference.threshold_shift), " of a channel's range, and more than ",
-                      percent(kThresholdShiftLimit), " costs quality"),
+        {base::concat("thresholds fitted to its two halves differ by ", percent(difference.threshold_shift),
+                      " of a channel's range, and more than ", percent(kThresholdShiftLimit),
+                      " costs quality"),
          more_samples(samples, factor)});
   }
   if (difference.datatype_excess > kDatatypeExcessLimit) {
