@@ -23,13 +23,11 @@ namespace kvcal::calib {
 class DamagedCheckpoint : public base::InvalidInput {
  public:
   DamagedCheckpoint(std::filesystem::path file, const std::string& reason)
-      : InvalidInput(base::concat(file.string(), ": ", reason)), file_(std::move(file)), reason_(reason) {}
+      : InvalidInput(base::concat(file.string(), ": ", reason)), file_(std::move(file)) {}
   [[nodiscard]] const std::filesystem::path& file() const { return file_; }
-  [[nodiscard]] const std::string& reason() const { return reason_; }
 
  private:
   std::filesystem::path file_;
-  std::string reason_;
 };
 
 /// Whole files of one run. Indices of hidden states and gradients: 0 to layers, `layers` being the head's.

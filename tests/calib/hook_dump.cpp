@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
-#include <list>
 #include <memory>
 #include <span>
 #include <string>
@@ -19,6 +18,7 @@
 
 #include "base/error.h"
 #include "calib/model/model.h"
+#include "calib/tensor_output.h"
 #include "calib/text/text_sampler.h"
 #include "fisher/block.h"
 #include "formats/safetensors.h"
@@ -27,32 +27,12 @@ namespace {
 
 using namespace kvcal;
 
-/// Tensors to be written; owns copies of their data until then.
-class Output {
- public:
-  void add(const std::string& name, const at::Tensor& value) {
-    const at::Tensor& tensor = kept_.emplace_back(value.clone(at::MemoryFormat::Contiguous));
-    views_.push_back(
-        {name,
-         formats::Dtype::F32,
-         tensor.sizes().vec(),
-         std::as_bytes(std::span(tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel()))),
-         {}});
-  }
-  /// Throws InvalidInput where a name was added twice: a tensor that a block showed more than once.
-  void write(const std::string& path) const { formats::write_safetensors(path, views_); }
-
- private:
-  std::list<at::Tensor> kept_;
-  std::vector<formats::TensorView> views_;
-};
-
 /// The hook of one block in one sample.
 class Replacer final : public fisher::CacheHook {
  public:
   /// prefix: "S.L."; cache: what the layer caches. All must outlive the hook.
   Replacer(std::string prefix, const std::vector<formats::CachedTensor>& cache,
-           const formats::SafetensorsFile& replacements, Output& shown)
+           const formats::SafetensorsFile& replacements, testing::TensorOutput& shown)
       : prefix_(std::move(prefix)), cache_(cache), replacements_(replacements), shown_(shown) {}
 
   [[nodiscard]] at::Tensor show(std::size_t tensor, fisher::CachePoint point, const at::Tensor& x) override {
@@ -77,7 +57,7 @@ class Replacer final : public fisher::CacheHook {
   std::string prefix_;
   const std::vector<formats::CachedTensor>& cache_;
   const formats::SafetensorsFile& replacements_;
-  Output& shown_;
+  testing::TensorOutput& shown_;
 };
 
 void dump(const std::string& folder, const std::string& tokens, const std::string& replacements_file,
@@ -89,7 +69,7 @@ void dump(const std::string& folder, const std::string& tokens, const std::strin
   const auto windows = calib::load_tokens(tokens, model->config().vocab_size);
   const formats::SafetensorsFile replacements(replacements_file);
   const auto head = model->load_head();
-  Output output;
+  testing::TensorOutput output;
   for (std::int64_t s = 0; s < windows.samples; ++s) {
     at::Tensor hidden = model->embed(windows.sample(s));
     for (int l = 0; l < model->config().num_layers(); ++l) {

@@ -6,11 +6,11 @@
 
 #include <cstdio>
 #include <exception>
-#include <list>
 #include <memory>
 #include <string>
 
 #include "calib/model/model.h"
+#include "calib/tensor_output.h"
 #include "calib/text/text_sampler.h"
 #include "fisher/block_gradients.h"
 #include "fisher/head_loss.h"
@@ -19,26 +19,6 @@
 namespace {
 
 using namespace kvcal;
-
-/// Tensors to be written; owns their data until then.
-class Output {
- public:
-  void add(const std::string& name, const at::Tensor& value) {
-    kept_.push_back(value.to(at::kFloat).contiguous());
-    const at::Tensor& tensor = kept_.back();
-    views_.push_back(
-        {name,
-         formats::Dtype::F32,
-         tensor.sizes().vec(),
-         std::as_bytes(std::span(tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel()))),
-         {}});
-  }
-  void write(const std::string& path) const { formats::write_safetensors(path, views_); }
-
- private:
-  std::list<at::Tensor> kept_;
-  std::vector<formats::TensorView> views_;
-};
 
 void dump(const std::string& folder, const std::string& tokens, const std::string& out,
           at::ScalarType dtype) {
@@ -51,7 +31,7 @@ void dump(const std::string& folder, const std::string& tokens, const std::strin
   std::vector<at::Tensor> key_fisher(static_cast<std::size_t>(config.num_layers()));
   std::vector<at::Tensor> value_fisher = key_fisher;
   std::vector<float> losses;
-  Output output;
+  testing::TensorOutput output;
   for (std::int64_t s = 0; s < windows.samples; ++s) {
     std::vector<at::Tensor> inputs = {model->embed(windows.sample(s))};
     {

@@ -23,8 +23,8 @@
 
 #include "base/error.h"
 #include "calib/calibrate.h"
-#include "calib/plan/machine.h"
 #include "calib/model/model.h"
+#include "calib/plan/machine.h"
 #include "calib/text/text_sampler.h"
 #include "fisher/block_gradients.h"
 #include "formats/npy.h"

@@ -126,7 +126,8 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
 
 bool same_bits(const BlockGradients& a, const BlockGradients& b) {
   const auto all = [](const std::vector<at::Tensor>& left, const std::vector<at::Tensor>& right) {
-    return std::ranges::equal(left, right, [](const at::Tensor& l, const at::Tensor& r) { return same_bits(l, r); });
+    return std::ranges::equal(left, right,
+                              [](const at::Tensor& l, const at::Tensor& r) { return same_bits(l, r); });
   };
   return all(a.cached, b.cached) && all(a.gradients, b.gradients) &&
          same_bits(a.input_gradient, b.input_gradient);
@@ -151,10 +152,11 @@ TEST_F(BlockGradientsOfAToy, EqualCentralDifferences) {
   const BlockGradients gradients = block_gradients(block_, kCached, input_, output_gradient_, true);
 
   ToyBlock moved = block_;
-  EXPECT_TRUE(close(gradients.gradients[kKeys], central_differences(block_.key_offset, [&](const auto& offset) {
-                      moved.key_offset = offset;
-                      return product(moved, input_);
-                    })));
+  EXPECT_TRUE(
+      close(gradients.gradients[kKeys], central_differences(block_.key_offset, [&](const auto& offset) {
+              moved.key_offset = offset;
+              return product(moved, input_);
+            })));
   moved = block_;
   EXPECT_TRUE(
       close(gradients.gradients[kValues], central_differences(block_.value_offset, [&](const auto& offset) {
@@ -185,8 +187,9 @@ TEST_F(BlockGradientsOfAToy, KeysAndValuesAreThoseTheBlockShowed) {
 
 TEST_F(BlockGradientsOfAToy, NothingReturnedHasAGraph) {
   const BlockGradients gradients = block_gradients(block_, kCached, input_, output_gradient_, true);
-  for (const at::Tensor& tensor : {gradients.cached[kKeys], gradients.cached[kValues], gradients.gradients[kKeys],
-                                   gradients.gradients[kValues], gradients.input_gradient}) {
+  for (const at::Tensor& tensor :
+       {gradients.cached[kKeys], gradients.cached[kValues], gradients.gradients[kKeys],
+        gradients.gradients[kValues], gradients.input_gradient}) {
     EXPECT_FALSE(tensor.requires_grad());
   }
 }
@@ -228,7 +231,8 @@ TEST_F(BlockGradientsOfAToy, TwoThreadsAtOneBlockGetWhatOneGets) {
   const auto work = [&](std::size_t i) {
     for (int round = 0; round < kRounds; ++round) {
       together.arrive_and_wait();
-      if (same_bits(block_gradients(block_, kCached, inputs[i], output_gradient_, true), expected[i])) ++agreed[i];
+      if (same_bits(block_gradients(block_, kCached, inputs[i], output_gradient_, true), expected[i]))
+        ++agreed[i];
     }
   };
   { const std::jthread first(work, 0), second(work, 1); }

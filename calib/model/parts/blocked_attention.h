@@ -15,9 +15,10 @@ namespace kvcal::calib {
 
 /// causal_attention (calib/model/parts/attention.h), with the same arguments and result, differentiable once.
 /// Products are of the tensors' type and summed in float32; logits, their softmax and its sums are float32.
-/// As in FlashAttention-2 (Dao, 2023, algorithms 1 and 2), no matrix of tokens x tokens is ever held: besides
-/// inputs and results, memory is that of the inputs once more, in the gradient about four times more. The
-/// result does not depend on the number of threads.
+/// As in FlashAttention-2 (Dao, 2023, algorithms 1 and 2), no matrix of tokens x tokens is ever held: memory
+/// grows with the tokens. Beside inputs and results each thread holds one head's keys and values again, in the
+/// gradient queries and slopes twice, and float32 gradients of every query head exist together. The result
+/// does not depend on the number of threads.
 [[nodiscard]] at::Tensor blocked_attention(const at::Tensor& queries, const at::Tensor& keys,
                                            const at::Tensor& values, std::int64_t window);
 

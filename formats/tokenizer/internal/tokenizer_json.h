@@ -37,8 +37,8 @@ struct JsonPlace {
 /// The value of a field; throws InvalidInput naming it where it is missing (no fallback) or of another type.
 /// null is missing.
 [[nodiscard]] std::string text_field(const nlohmann::json& object, std::string_view name,
-                                    const JsonPlace& place,
-                                    std::optional<std::string> fallback = std::nullopt);
+                                     const JsonPlace& place,
+                                     std::optional<std::string> fallback = std::nullopt);
 [[nodiscard]] bool json_flag(const nlohmann::json& object, std::string_view name, const JsonPlace& place,
                              std::optional<bool> fallback = std::nullopt);
 [[nodiscard]] const nlohmann::json& json_array(const nlohmann::json& object, std::string_view name,

@@ -3,8 +3,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "formats/tokenizer/internal/tokenizer_json.h"
 #include "formats/json_depth.h"
+#include "formats/tokenizer/internal/tokenizer_json.h"
 
 namespace kvcal::formats {
 
@@ -46,7 +46,7 @@ const json* find_field(const json& object, std::string_view name, const JsonPlac
 }  // namespace
 
 std::string text_field(const json& object, std::string_view name, const JsonPlace& place,
-                      std::optional<std::string> fallback) {
+                       std::optional<std::string> fallback) {
   const json* field = find_field(object, name, place);
   if (field == nullptr && fallback) return *std::move(fallback);
   if (field == nullptr) refuse_tokenizer(place, base::concat("the field '", name, "' is missing"));
