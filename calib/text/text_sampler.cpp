@@ -1,12 +1,11 @@
 #include "calib/text/text_sampler.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/file.h"
 #include "base/sha256.h"
+#include "calib/text/text_reader.h"
 #include "formats/npy.h"
 
 namespace kvcal::calib {
@@ -20,36 +19,6 @@ std::uint64_t split_mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-BosPlace resolve_bos(BosPlace asked, const formats::Tokenizer& tokenizer) {
-  const bool known = tokenizer.bos_id().has_value();
-  if (asked == BosPlace::automatic) return tokenizer.adds_bos() && known ? BosPlace::each : BosPlace::none;
-  if (asked != BosPlace::none && !known) {
-    throw base::WrongUsage(base::concat("--bos ", base::choice_name(asked, kBosPlaces),
-                                        ": this model's tokenizer names no BOS token; use --bos none"));
-  }
-  return asked;
-}
-
-struct Text {
-  formats::TextInfo info;
-  std::vector<std::int32_t> ids;
-};
-
-Text tokenise(const std::filesystem::path& file, const TextSampling& sampling,
-              const formats::Tokenizer& tokenizer, std::vector<std::string>& warnings) {
-  const base::MappedFile mapped(file);
-  if (mapped.bytes().empty()) throw base::InvalidInput(base::concat(file.string(), ": the text is empty"));
-  Text text;
-  text.info = {file.filename().string(), base::sha256_hex(mapped.bytes())};
-  const formats::DecodedText decoded = formats::decode_utf8_lossy(mapped.bytes());
-  if (decoded.replaced > 0) {
-    warnings.push_back(base::concat(file.string(), ": not valid UTF-8 in ", decoded.replaced,
-                                    " places, each read as U+FFFD; is it a text, and in this encoding?"));
-  }
-  text.ids = tokenizer.encode(decoded.text, formats::EncodeOptions{sampling.parse_special});
-  return text;
-}
-
 // Where the first window starts: 0, or somewhere in the first window's length as far as the text has tokens
 // to spare.
 std::int64_t window_start(const TextSampling& sampling, std::int64_t tokens, std::int64_t share) {
@@ -59,13 +28,6 @@ std::int64_t window_start(const TextSampling& sampling, std::int64_t tokens, std
   const std::int64_t range = std::min(spare, sampling.seqlen);
   return static_cast<std::int64_t>(split_mix(static_cast<std::uint64_t>(sampling.seed)) %
                                    static_cast<std::uint64_t>(range));
-}
-
-bool holds_special(std::span<const std::int32_t> ids, const formats::Tokenizer& tokenizer) {
-  const auto& special = tokenizer.special_ids();
-  return std::any_of(ids.begin(), ids.end(), [&](std::int32_t id) {
-    return std::find(special.begin(), special.end(), id) != special.end();
-  });
 }
 
 }  // namespace
@@ -124,9 +86,9 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
   for (std::int64_t i = 0; i < files; ++i) {
     const std::filesystem::path& file = sampling.files[static_cast<std::size_t>(i)];
     progress.check_interrupted();
-    const Text text = tokenise(file, sampling, tokenizer, result.warnings);
+    const Text text = read_text(file, sampling.parse_special, tokenizer, result.warnings);
     special = special || holds_special(text.ids, tokenizer);
-    const std::int64_t share = sampling.samples / files + (i < sampling.samples % files ? 1 : 0);
+    const std::int64_t share = equal_share(sampling.samples, files, i);
     const auto tokens = static_cast<std::int64_t>(text.ids.size());
     const auto windows =
         cut_windows(text.ids, sampling.seqlen, bos, bos_id, window_start(sampling, tokens, share));
