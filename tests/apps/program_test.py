@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -250,11 +251,125 @@ def test_diff_is_0_for_the_same_and_3_for_others(codebook, tmp_path):
     assert kvcal(*small_run(other, "--seed", 1, "--quiet")).returncode == 0
     different = kvcal("diff", out, other)
     assert different.returncode == 3 and different.stderr == ""
-    first = different.stdout.splitlines()[0]
-    assert first.startswith("/calibration/")
-    report = kvcal("diff", out, other, "--json", "-")
-    assert report.returncode == 3
-    assert json.loads(report.stdout)["same"] is False
+    lines = different.stdout.splitlines()
+    assert lines[0].startswith("/calibration@") and "/calibration@seed: 0 -> 1 (1)" in lines
+    assert not any(line.startswith("/layers") for line in lines)
+    head = lines.index("layer   key thresholds    key centroids  value centroids")
+    assert sorted(line.split()[0] for line in lines[head + 1:head + 3]) == ["0", "1"]
+    assert re.fullmatch(r"\d+ differences, the largest \S+: /layers/.*", lines[-1])
+
+
+@needs_model
+def test_diff_gives_numbers_as_numbers(codebook, tmp_path):
+    out, _ = codebook
+    other = tmp_path / "b.h5"
+    assert kvcal(*small_run(other, "--seed", 1, "--bits", "2,3", "--quiet")).returncode == 0
+    result = kvcal("diff", out, other, "--json", "-")
+    assert result.returncode == 3
+    report = json.loads(result.stdout)
+    assert (report["same"], report["same_model"]) == (False, True)
+    assert report["summary"]["model"] == {"config": True, "weights": True}
+    differences = {one["path"]: one for one in report["differences"]}
+    seed = differences["/calibration@seed"]
+    assert (seed["left"], seed["right"], seed["index"]) == (0, 1, None)
+    upper = differences["/layers/0001/key/outliers_0.01/upper"]
+    ours, theirs = (json.loads(kvcal("inspect", file, "--layer", 1, "--json", "-").stdout) for file in (out, other))
+    for side, file in (("left", ours), ("right", theirs)):
+        assert upper[side] == file["layers"][0]["key"]["outliers"][1]["upper"][upper["index"]]
+    lost = differences["/layers/0000/key/outliers_0/nuq4"]
+    assert lost == {"path": lost["path"], "index": None, "left": "present", "right": None, "magnitude": None}
+    assert isinstance(differences["/calibration@tokens_sha256"]["left"], str)
+    of_layers = [one["magnitude"] for one in report["differences"] if one["path"].startswith("/layers/")]
+    assert report["summary"]["largest"] == max(value for value in of_layers if value is not None)
+    thresholds = [differences.get(f"/layers/0001/key/outliers_{name}", {"magnitude": 0})["magnitude"]
+                  for name in ("0/lower", "0/upper", "0.01/lower", "0.01/upper")]
+    row = report["summary"]["layers"][1]
+    assert (row["layer"], row["key_thresholds"]) == (1, max(thresholds))
+
+
+def changed_model(folder, layers=2, scale=1.0, **config):
+    """A copy of MODEL with `layers` layers (its own in turn), its layers' value weights times `scale`, and `config`."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).write_bytes((MODEL / name).read_bytes())
+    fields = json.loads((MODEL / "config.json").read_text()) | {"num_hidden_layers": layers} | config
+    (folder / "config.json").write_text(json.dumps(fields))
+    data = (MODEL / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header, tensors = json.loads(data[8:begin]), {}
+    metadata = header.pop("__metadata__")
+    for name, entry in header.items():
+        first, end = entry["data_offsets"]
+        values = np.frombuffer(data[begin + first:begin + end], "<f4")
+        own = re.match(r"model\.layers\.(\d+)\.(.*)", name)
+        factor = scale if name.endswith("v_proj.weight") else 1.0
+        for copy in range(int(own[1]), layers, 2) if own else [None]:
+            tensors[f"model.layers.{copy}.{own[2]}" if own else name] = entry["shape"], values * np.float32(factor)
+    header, offset = {"__metadata__": metadata}, 0
+    for name, (shape, values) in tensors.items():
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + values.nbytes]}
+        offset += values.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    payload = b"".join(values.tobytes() for _, values in tensors.values())
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + payload)
+    return folder
+
+
+def calibrated(model, out, *more):
+    result = kvcal("calibrate", "-m", model, "-f", TEXT, "-o", out, "--samples", 2, "--seqlen", 64, "--quiet", *more)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@needs_model
+def test_diff_stops_after_one_line_at_another_model(codebook, tmp_path):
+    out, _ = codebook
+    other = calibrated(changed_model(tmp_path / "other", rms_norm_eps=1e-5), tmp_path / "other.h5")
+    result = kvcal("diff", out, other, "--tolerance", 0.05)
+    assert result.returncode == 3
+    assert result.stdout.startswith("another model: TinyStories-656K and other differ in config")
+    assert result.stdout.count("\n") == 1
+    report = json.loads(kvcal("diff", out, other, "--json", "-").stdout)
+    assert report["same_model"] is False and report["summary"]["model"]["config"] is False
+    assert "/model@config_sha256" in [one["path"] for one in report["differences"]]
+    assert len(kvcal("diff", out, other, "--all").stdout.splitlines()) == len(report["differences"]) + 1
+
+
+@needs_model
+def test_diff_tells_a_finetune(codebook, tmp_path):
+    out, _ = codebook
+    tuned = calibrated(changed_model(tmp_path / "tuned", scale=1.01), tmp_path / "tuned.h5")
+    result = kvcal("diff", out, tuned, "--tolerance", 0.5)
+    assert result.returncode == 3
+    lines = result.stdout.splitlines()
+    assert lines[0] == ("the same architecture, other weights: a finetune, or another checkpoint "
+                        "(TinyStories-656K -> tuned)")
+    assert not any(line.startswith("/model@weights_sha256") for line in lines)
+    assert "(tolerance 0.5)" in lines[-1]
+    report = json.loads(kvcal("diff", out, tuned, "--json", "-").stdout)
+    assert report["same_model"] is False
+    assert report["summary"]["model"] == {"config": True, "weights": False}
+
+
+@needs_model
+def test_diff_shows_the_eight_layers_that_differ_most(tmp_path):
+    model = changed_model(tmp_path / "deep", layers=10)
+    left = calibrated(model, tmp_path / "a.h5", "--bits", 2)
+    right = calibrated(model, tmp_path / "b.h5", "--bits", 2, "--seed", 1)
+    lines = kvcal("diff", left, right).stdout.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("layer "))
+    rows = [line.split() for line in lines[head + 1:head + 9]]
+    largest = [max(float(value) for value in row[1:] if value != "-") for row in rows]
+    assert largest == sorted(largest, reverse=True)
+    rest = re.fullmatch(r"and 2 more layers, none above (\S+)", lines[head + 9])
+    assert rest and float(rest[1]) <= largest[-1]
+    report = json.loads(kvcal("diff", left, right, "--json", "-").stdout)
+    assert [layer["layer"] for layer in report["summary"]["layers"]] == list(range(10))
+    everything = kvcal("diff", left, right, "--all").stdout.splitlines()
+    assert [line.split(":")[0].split(" ")[0] for line in everything[:-1]] == [
+        one["path"] for one in report["differences"]]
+    assert everything[-1] == lines[-1] and lines[-1].startswith(f"{len(everything) - 1} differences")
 
 
 @needs_model

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -60,10 +62,10 @@ TEST(CodebookDiff, ProvenanceComesFirstAndNamesTheOption) {
   other.model.name = "other";
   const auto differences = diff_codebooks(codebook(), other);
   ASSERT_EQ(differences.size(), 3);
-  EXPECT_EQ(differences[0].path, "/model/name");
-  EXPECT_EQ(differences[1].path, "/calibration/options/seed");
-  EXPECT_EQ(differences[1].left, "0");
-  EXPECT_EQ(differences[1].right, "7");
+  EXPECT_EQ(differences[0].path, "/model@name");
+  EXPECT_EQ(differences[1].path, "/calibration@options/seed");
+  EXPECT_EQ(differences[1].left, DifferenceValue(std::int64_t{0}));
+  EXPECT_EQ(differences[1].right, DifferenceValue(std::int64_t{7}));
   EXPECT_EQ(differences[2].path, "/layers/0001/value/fisher_channel");
 }
 
@@ -74,8 +76,9 @@ TEST(CodebookDiff, MagnitudeIsTheLargestDifferenceOverTheLargestValueOfTheArray)
   ASSERT_EQ(differences.size(), 1);
   EXPECT_EQ(differences[0].path, "/layers/0000/key/outliers_0.01/upper");
   EXPECT_DOUBLE_EQ(differences[0].magnitude, 0.5 / 4.25);
-  EXPECT_EQ(differences[0].left, "[2] 3");
-  EXPECT_EQ(differences[0].right, "[2] 3.5");
+  EXPECT_EQ(differences[0].index, 2);
+  EXPECT_EQ(differences[0].left, DifferenceValue(3.0));
+  EXPECT_EQ(differences[0].right, DifferenceValue(3.5));
   EXPECT_TRUE(diff_codebooks(codebook(), other, 0.5 / 4.25).empty());
   EXPECT_EQ(diff_codebooks(codebook(), other, 0.11).size(), 1);
 }
@@ -96,9 +99,9 @@ TEST(CodebookDiff, WhatOneSideLacksIsAbsentAtAnyTolerance) {
   const auto differences = diff_codebooks(codebook(), other, 1e9);
   ASSERT_EQ(differences.size(), 5);
   EXPECT_EQ(differences[0].path, "/layers/0000/key/outliers_0.01/nuq2");
-  EXPECT_EQ(differences[0].right, "absent");
+  EXPECT_EQ(differences[0].right, DifferenceValue());
   EXPECT_EQ(differences[1].path, "/layers/0000/key/outliers_0.01/nuq3");
-  EXPECT_EQ(differences[1].left, "absent");
+  EXPECT_EQ(differences[1].left, DifferenceValue());
   EXPECT_EQ(differences[2].path, "/layers/0000/value/outliers_0.01");
   EXPECT_EQ(differences[3].path, "/layers/0000/value/outliers_0.02");
   EXPECT_EQ(differences[4].path, "/layers/0001");
@@ -117,7 +120,7 @@ TEST(CodebookDiff, SizesOfKeysAndValuesAreTheLayers) {
   other.layers[0].value().tensor = {"value", 2, 3, ThresholdScope::token};
   EXPECT_EQ(
       paths(diff_codebooks(codebook(), other)),
-      (std::vector<std::string>{"/layers/0000/kv_heads", "/layers/0000/key_dim", "/layers/0000/value_dim"}));
+      (std::vector<std::string>{"/layers/0000@kv_heads", "/layers/0000@key_dim", "/layers/0000@value_dim"}));
 }
 
 TEST(CodebookDiff, SizesOfOtherTensorsAreTheirOwn) {
@@ -127,14 +130,14 @@ TEST(CodebookDiff, SizesOfOtherTensorsAreTheirOwn) {
   right.layers[0].tensors.back().tensor = {"gate", 2, 2, ThresholdScope::channel};
   right.layers[0].tensors.back().fisher_channel[3] = 5;
   EXPECT_EQ(paths(diff_codebooks(left, right)),
-            (std::vector<std::string>{"/layers/0000/gate/heads", "/layers/0000/gate/dim",
-                                      "/layers/0000/gate/thresholds", "/layers/0000/gate/fisher_channel"}));
+            (std::vector<std::string>{"/layers/0000/gate@heads", "/layers/0000/gate@dim",
+                                      "/layers/0000/gate@thresholds", "/layers/0000/gate/fisher_channel"}));
 }
 
 TEST(CodebookDiff, KeysAndValuesThatDoNotShareTheirHeadsHaveSizesOfTheirOwn) {
   Codebook other = codebook();
   other.layers[0].value().tensor.heads = 2;
-  EXPECT_EQ(paths(diff_codebooks(codebook(), other)), std::vector<std::string>{"/layers/0000/value/heads"});
+  EXPECT_EQ(paths(diff_codebooks(codebook(), other)), std::vector<std::string>{"/layers/0000/value@heads"});
 }
 
 TEST(CodebookDiff, ATensorOfOneSideIsAbsentOnTheOther) {
@@ -144,9 +147,9 @@ TEST(CodebookDiff, ATensorOfOneSideIsAbsentOnTheOther) {
   const auto differences = diff_codebooks(codebook(), other, 1e9);
   ASSERT_EQ(differences.size(), 2);
   EXPECT_EQ(differences[0].path, "/layers/0000/gate");
-  EXPECT_EQ(differences[0].left, "absent");
+  EXPECT_EQ(differences[0].left, DifferenceValue());
   EXPECT_EQ(differences[1].path, "/layers/0001/value");
-  EXPECT_EQ(differences[1].right, "absent");
+  EXPECT_EQ(differences[1].right, DifferenceValue());
 }
 
 TEST(CodebookDiff, NotANumberDiffersFromANumberButNotFromItself) {
@@ -165,7 +168,111 @@ TEST(CodebookDiff, TextsWithTheSameBeginningOfTheHashDiffer) {
   right.calibration.texts = {{"a.txt", "0123456789abcdef1"}};
   const auto differences = diff_codebooks(left, right);
   ASSERT_EQ(differences.size(), 1);
-  EXPECT_EQ(differences[0].path, "/calibration/texts");
+  EXPECT_EQ(differences[0].path, "/calibration@texts");
+}
+
+TEST(CodebookDiff, AttributesAreNamedAsTheFileHasThem) {
+  Codebook other = codebook();
+  other.schema_minor = 1;
+  other.calibration.sinks = 4;
+  other.layers[0].window = 128;
+  other.layers[0].key().halves.threshold_shift = 0.5;
+  other.layers[0].key().outliers[0].datatypes[0].qnorm_scale = 2;
+  other.layers[0].key().outliers[0].datatypes[0].weights = "uniform";
+  EXPECT_EQ(paths(diff_codebooks(codebook(), other)),
+            (std::vector<std::string>{"/@schema_minor", "/calibration@sinks", "/layers/0000@window",
+                                      "/layers/0000/key@threshold_shift",
+                                      "/layers/0000/key/outliers_0.01/nuq2/centroids@qnorm_scale",
+                                      "/layers/0000/key/outliers_0.01/nuq2/centroids@weights"}));
+}
+
+TEST(CodebookDiff, OptionsHaveTheTypesOfTheirJson) {
+  Codebook left = codebook();
+  Codebook right = codebook();
+  left.calibration.options_json =
+      R"({"bits":[2],"fraction":0.5,"scope":"token","seed":18446744073709551615})";
+  right.calibration.options_json = R"({"bits":[3],"fraction":0.25,"scope":"head","sinks":1})";
+  const auto differences = diff_codebooks(left, right, 1e9);
+  ASSERT_EQ(differences.size(), 5);
+  EXPECT_EQ(differences[0].left, DifferenceValue("[2]"));
+  EXPECT_EQ(differences[1].left, DifferenceValue(0.5));
+  EXPECT_EQ(differences[2].right, DifferenceValue("head"));
+  EXPECT_EQ(differences[3].path, "/calibration@options/seed");
+  EXPECT_EQ(differences[3].left, DifferenceValue("18446744073709551615"));
+  EXPECT_EQ(differences[3].right, DifferenceValue());
+  EXPECT_EQ(differences[4].left, DifferenceValue());
+  EXPECT_EQ(differences[4].right, DifferenceValue(std::int64_t{1}));
+}
+
+TEST(CodebookDiff, TheToleranceIsNotForCountsAndSizes) {
+  Codebook left = codebook();
+  Codebook right = codebook();
+  left.calibration.tokens = 1000;
+  right.calibration.tokens = 1001;
+  right.calibration.loss = 2.001;
+  EXPECT_EQ(paths(diff_codebooks(left, right, 0.01)), std::vector<std::string>{"/calibration@tokens"});
+}
+
+TEST(CodebookDiff, AFinetuneHasTheConfigAndOtherWeights) {
+  Codebook other = codebook();
+  EXPECT_TRUE(match_models(codebook(), other).same());
+  other.model.weights_sha256 = "other";
+  EXPECT_TRUE(match_models(codebook(), other).config);
+  EXPECT_FALSE(match_models(codebook(), other).weights);
+}
+
+TEST(CodebookDiff, AnotherConfigOrAnotherShapeIsAnotherModel) {
+  Codebook other = codebook();
+  other.model.config_sha256 = "other";
+  EXPECT_FALSE(match_models(codebook(), other).config);
+  EXPECT_TRUE(match_models(codebook(), other).weights);
+  other = codebook();
+  other.model.num_layers = 3;
+  EXPECT_FALSE(match_models(codebook(), other).config);
+  other = codebook();
+  other.layers[1].value().tensor.dim = 2;
+  EXPECT_FALSE(match_models(codebook(), other).config);
+  other = codebook();
+  other.layers[1].tensors.push_back(tensor("gate", ThresholdScope::token));
+  EXPECT_FALSE(match_models(codebook(), other).config);
+}
+
+TEST(CodebookDiff, AFileOfSomeOfTheLayersIsOfTheSameModel) {
+  Codebook other = codebook();
+  other.layers.pop_back();
+  EXPECT_TRUE(match_models(codebook(), other).same());
+}
+
+TEST(CodebookDiff, ALayersSummaryHoldsTheLargestOfEachKind) {
+  Codebook other = codebook();
+  other.model.name = "other";
+  other.layers[0].key().outliers[0].lower[3] = -5;                        // 1 / 5
+  other.layers[0].key().outliers[0].upper[3] = 8;                         // 4 / 8
+  other.layers[0].value().outliers[0].datatypes[0].centroids[1] = -0.5F;  // 0.25 / 1
+  other.layers[1].key().fisher_channel[0] = 1.5F;                         // no column: 0.5 / 4
+  const auto layers = summarise_layers(diff_codebooks(codebook(), other));
+  ASSERT_EQ(layers.size(), 2);
+  EXPECT_EQ(layers[0].layer, 0);
+  EXPECT_EQ(layers[0].key_thresholds, 0.5);
+  EXPECT_EQ(layers[0].key_centroids, std::nullopt);
+  EXPECT_EQ(layers[0].value_centroids, 0.25);
+  EXPECT_EQ(layers[0].largest(), 0.5);
+  EXPECT_EQ(layers[1].layer, 1);
+  EXPECT_EQ(layers[1].largest(), std::nullopt);
+}
+
+TEST(CodebookDiff, TheLargestDifferenceIsOfALayerAndFinite) {
+  Codebook other = codebook();
+  other.calibration.seed = 7;  // 1, of the provenance
+  EXPECT_EQ(largest_difference(diff_codebooks(codebook(), other)), nullptr);
+  other.layers[0].key().outliers[0].datatypes[0].weights = "uniform";  // infinite
+  other.layers[0].key().outliers[0].datatypes[0].centroids[2] = 0.5F;  // 0.25
+  other.layers[1].key().fisher_channel[0] = 1.5F;                      // 0.125
+  const auto differences = diff_codebooks(codebook(), other);
+  const Difference* largest = largest_difference(differences);
+  ASSERT_NE(largest, nullptr);
+  EXPECT_EQ(largest->path, "/layers/0000/key/outliers_0.01/nuq2/centroids");
+  EXPECT_EQ(largest->index, 2);
 }
 
 }  // namespace
