@@ -14,6 +14,7 @@
 
 #include "base/choices.h"
 #include "base/progress.h"
+#include "calib/dtype_choice.h"
 #include "calib/plan/remaining_work.h"
 #include "calib/plan/resource_need.h"
 #include "calib/text/bos_place.h"
@@ -39,13 +40,6 @@ enum class FisherScale {
   none,   ///< those of the normalised values: weights F
 };
 
-/// The arithmetic of the model.
-enum class DtypeChoice {
-  automatic,  ///< bfloat16 where the CPU multiplies it natively, else float32
-  float32,
-  bfloat16,
-};
-
 /// The names of the values: what the options take and the codebook holds.
 inline constexpr auto kValueScopes =
     std::to_array<base::Choice<ValueScope>>({{"token", ValueScope::token}, {"head", ValueScope::head}});
@@ -53,10 +47,6 @@ inline constexpr auto kSensitivities =
     std::to_array<base::Choice<Sensitivity>>({{"fisher", Sensitivity::fisher}, {"none", Sensitivity::none}});
 inline constexpr auto kFisherScales =
     std::to_array<base::Choice<FisherScale>>({{"range", FisherScale::range}, {"none", FisherScale::none}});
-inline constexpr auto kDtypeChoices =
-    std::to_array<base::Choice<DtypeChoice>>({{"auto", DtypeChoice::automatic},
-                                              {"float32", DtypeChoice::float32},
-                                              {"bfloat16", DtypeChoice::bfloat16}});
 
 /// What `kvcal calibrate` was asked to do; the fields are its options, with the same defaults.
 struct CalibrationOptions {

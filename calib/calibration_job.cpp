@@ -7,10 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "base/cpu.h"
 #include "base/error.h"
-#include "base/parallel.h"
 #include "calib/engine/activation_store.h"
+#include "calib/open_session.h"
 #include "calib/version.h"
 #include "formats/json_depth.h"
 
@@ -61,20 +60,12 @@ void check_options(const CalibrationOptions& options) {
   }
 }
 
-// bfloat16 halves the time where the CPU multiplies it natively, and moves results by less than another
-// sample would (docs/method.md). Elsewhere it would be slower than float32.
-at::ScalarType resolve_dtype(DtypeChoice asked) {
-  if (asked == DtypeChoice::automatic) return base::multiplies_bfloat16() ? at::kBFloat16 : at::kFloat;
-  return asked == DtypeChoice::bfloat16 ? at::kBFloat16 : at::kFloat;
-}
-
-TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder, const ModelConfig& config,
-                          base::Progress& progress) {
+TokenWindows read_windows(CalibrationOptions& options, const Session& session, base::Progress& progress) {
   if (!options.tokens.empty()) {
     if (options.bos != BosPlace::automatic && options.bos != BosPlace::none) {
       throw base::WrongUsage("--bos goes with --text; --tokens are used as they are");
     }
-    TokenWindows windows = load_tokens(options.tokens, config.vocab_size);
+    TokenWindows windows = load_tokens(options.tokens, session.config().vocab_size);
     const auto contradicts = [&](const char* name, std::optional<std::int64_t> asked, std::int64_t given) {
       if (asked && *asked != given) {
         throw base::WrongUsage(base::concat(name, " ", *asked, " contradicts ", options.tokens.string(),
@@ -85,7 +76,7 @@ TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder
     contradicts("--seqlen", options.seqlen, windows.seqlen);
     return windows;
   }
-  const auto tokenizer = formats::load_tokenizer(folder.path);
+  const auto tokenizer = formats::load_tokenizer(session.folder.path);
   TextSampling sampling;
   sampling.files = options.texts;
   sampling.samples = options.samples.value_or(sampling.samples);
@@ -94,12 +85,7 @@ TokenWindows read_windows(CalibrationOptions& options, const ModelFolder& folder
   sampling.parse_special = options.parse_special;
   sampling.seed = options.seed;
   TokenWindows windows = sample_texts(sampling, *tokenizer, progress);
-  for (const std::int32_t id : windows.ids) {
-    if (id < config.vocab_size) continue;
-    throw base::InvalidInput(base::concat(folder.path.string(), ": the tokenizer gives id ", id,
-                                          ", outside the model's vocabulary of ", config.vocab_size,
-                                          "; are tokenizer and weights of the same model?"));
-  }
+  check_vocabulary(session, windows);
   return windows;
 }
 
@@ -127,12 +113,6 @@ std::vector<std::string> judge_windows(const CalibrationJob& job) {
         " positions that the model was made for; its activations there are not what it serves"));
   }
   return warnings;
-}
-
-// The name of the type that the model is computed in.
-const char* dtype_text(at::ScalarType type) {
-  return base::choice_name(type == at::kBFloat16 ? DtypeChoice::bfloat16 : DtypeChoice::float32,
-                           kDtypeChoices);
 }
 
 std::string options_json(const CalibrationJob& job) {
@@ -254,13 +234,8 @@ CalibrationJob prepare_calibration(const CalibrationOptions& options, base::Prog
   job.options.work = options.work_folder();
 
   Session& session = job.session;
-  session.placement = {.dtype = resolve_dtype(options.dtype),
-                       .threads = base::resolve_threads(options.threads)};
-  session.folder = find_model_folder(options.model);
-  const ModelDefinition definition = read_model_definition(session.folder.path);
-  session.weights = std::make_shared<const WeightLoader>(session.folder.path, session.placement);
-  session.model = load_model(definition, session.weights);
-  session.windows = read_windows(job.options, session.folder, session.config(), progress);
+  session = open_session(options.model, options.dtype, options.threads);
+  session.windows = read_windows(job.options, session, progress);
   const std::vector<bool> cached = job.checkpoint_shape().cached;
   if (std::ranges::find(cached, true) == cached.end())
     throw base::InvalidInput(

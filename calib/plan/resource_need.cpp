@@ -18,9 +18,6 @@ namespace {
 constexpr double kCacheOverhead = 1.15;
 // For each lane: its stack, and the buffers in which matrix products and attention pack their operands.
 constexpr std::int64_t kLaneBytes = std::int64_t{8} << 20;
-// Bytes for each logit that exists: in float32 the log-softmax and two gradients, in the compute type the
-// logits and their gradient.
-constexpr std::int64_t kHeadBytesPerLogit = 16;
 // What logits take beside their two products: exponentials, sums, gradients.
 constexpr double kHeadSecondsPerLogit = 6e-9;
 // A fit of one value at one outlier fraction, all bits, on one thread.
@@ -135,13 +132,14 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const std::int64_t rows = std::min(seqlen, fisher::head_rows(run.model.config().vocab_size));
   const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
   const std::int64_t capture = tokens * sizes.cached * element * (run.with_gradients ? 2 : 1);
-  const StageNeed forward{"forward", layer_weights,
-                          lanes * (probe.forward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes), 0, 0};
+  const StageNeed forward{
+      "forward", layer_weights,
+      lanes * (probe.forward_bytes.at(seqlen) + sizes.window_bytes + run.lane_bytes + kLaneBytes), 0, 0};
   // A hidden state in, its gradient out.
   const std::int64_t ends = 2 * seqlen * run.model.config().hidden_size * element;
   const StageNeed loss{
       "loss", weight_sizes(run, run.model.head_weights()).bytes,
-      lanes * (rows * run.model.config().vocab_size * kHeadBytesPerLogit + ends + kLaneBytes), 0, 0};
+      lanes * (rows * run.model.config().vocab_size * run.head_bytes_per_logit + ends + kLaneBytes), 0, 0};
   // One layer is captured while the one before it is fitted.
   const StageNeed backward{"backward", layer_weights,
                            lanes * (probe.backward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes),
@@ -277,7 +275,7 @@ void check_need(const ResourceNeed& need, const RunShape& run) {
                      !run.memory_bytes                             ? " (80 % of what is free)"
                      : *run.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
                                                                    : " (--memory)",
-                     "; lower --samples or --seqlen, or give it more"));
+                     "; lower ", run.smaller, ", or give it more"));
   }
   if (need.disk_bytes > need.disk_free_bytes) {
     throw base::SystemError(base::concat(

@@ -39,6 +39,10 @@ struct ResourceNeed {
   double seconds_low = 0, seconds_high = 0;  ///< between which the run will take, on an idle machine
 };
 
+/// Bytes for each logit that exists while a loss is taken: in float32 the log-softmax and two gradients, in the
+/// compute type the logits and their gradient.
+inline constexpr std::int64_t kLossBytesPerLogit = 16;
+
 /// What the need depends on.
 struct RunShape {
   const Model& model;
@@ -52,6 +56,10 @@ struct RunShape {
   int threads = 1;
   std::optional<std::int64_t> memory_bytes = {};  ///< --memory
   std::filesystem::path work = {};
+  /// What a job beside calibration holds for each lane while a block runs, and for each logit at the head.
+  std::int64_t lane_bytes = 0;
+  std::int64_t head_bytes_per_logit = kLossBytesPerLogit;
+  const char* smaller = "--samples or --seqlen";  ///< what to lower where it is too much
 };
 
 /// From the checkpoint's headers, and a few tokens run through one block. Throws what loading it throws.

@@ -25,8 +25,9 @@ ARROWS = {
     "calib/plan": ["calib/model", "fisher", "formats", "base"],
     "calib/engine": ["calib/plan", "calib/text", "calib/model", "fisher", "formats", "base"],
     "calib/fit": ["calib/engine", "calib/model", "kmeans", "cuda", "formats", "base"],
-    "calib": ["calib/fit", "calib/engine", "calib/plan", "calib/text", "calib/model", "kmeans", "cuda", "fisher", "formats", "base"],
-    "apps": ["calib", "calib/plan", "calib/text", "kmeans", "formats", "base"],
+    "calib/validate": ["calib/engine", "calib/plan", "calib/text", "calib/model", "cuda", "fisher", "formats", "base"],
+    "calib": ["calib/validate", "calib/fit", "calib/engine", "calib/plan", "calib/text", "calib/model", "kmeans", "cuda", "fisher", "formats", "base"],
+    "apps": ["calib", "calib/validate", "calib/plan", "calib/text", "kmeans", "formats", "base"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 

@@ -1,0 +1,111 @@
+// calib/validate.h: what a codebook costs: perplexity and divergence of a model whose cache is stored by each
+// of several methods, beside the model as it is (docs/validation.md).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "calib/dtype_choice.h"
+#include "calib/plan/resource_need.h"
+#include "calib/text/bos_place.h"
+#include "calib/text/protocol.h"
+#include "formats/codebook.h"
+
+namespace kvcal::calib {
+
+/// What `kvcal validate` was asked to do; the fields are its options, with the same defaults.
+struct ValidationOptions {
+  std::string model;                         ///< a folder, or a name in the local Hugging Face cache
+  std::filesystem::path codebook;            ///< empty: only methods that need none
+  std::vector<std::filesystem::path> texts;  ///< validation texts; or
+  std::filesystem::path tokens;              ///< an integer array [windows, seqlen] as .npy
+  std::optional<std::int64_t> seqlen;        ///< tokens in a window; 2048, or what `tokens` holds
+  std::optional<std::int64_t> windows;       ///< up to 16 by default
+  bool all_windows = false;                  ///< every window of the texts
+  BosPlace bos = BosPlace::automatic;
+  bool parse_special = true;
+  Protocol protocol = Protocol::kvcal;
+  std::vector<std::string> methods;  ///< by their names; empty: those by default. fp is always among them
+  bool per_layer_kl = false;         ///< also what each tensor of each layer alone costs
+  bool force = false;                ///< a codebook of another model is used all the same
+  DtypeChoice dtype = DtypeChoice::automatic;
+  std::string device = "cpu";
+  int threads = 0;
+  std::optional<std::int64_t> memory_bytes;
+  std::filesystem::path
+      scratch;  ///< folder for hidden states beyond memory; empty: the system's for such files
+};
+
+/// Perplexity and divergence over the scored positions; standard errors over windows.
+struct Score {
+  double perplexity = 0, perplexity_stderr = 0;
+  double divergence_mean = 0, divergence_stderr = 0;  ///< KL(fp || method), nats
+  double divergence_p99 = 0;
+  double top1_agreement = 0;
+};
+
+/// Of one tensor of one layer, on the full-precision run's activations.
+struct TensorReport {
+  std::string name;
+  double mse = 0;
+  double relative = 0;             ///< sum (x - q)^2 / sum x^2
+  std::optional<double> weighted;  ///< the same weighted by sensitivity, where the codebook has it
+  double outliers_observed = 0;    ///< share of the numbers that could be outliers
+  double outliers_nominal = 0;     ///< that the calibration kept apart
+  /// Whether the thresholds come from the calibration, so that another kind of text has more outliers; those of a
+  /// token are found in it and always leave the same share.
+  bool thresholds_calibrated = false;
+  std::optional<Score> alone;  ///< with nothing else stored, where it was asked
+};
+
+struct LayerReport {
+  int layer = 0;
+  std::vector<TensorReport> tensors;
+};
+
+struct MethodReport {
+  std::string name;
+  Score score;
+  double perplexity_delta = 0;  ///< from fp's
+  /// Of that difference, over windows: a delta of less than twice this may be noise.
+  double perplexity_delta_stderr = 0;
+  double bits_per_value = 0;  ///< all bytes of the sequences, tables apart
+  std::int64_t static_bytes = 0;
+  std::vector<LayerReport> layers;
+};
+
+/// What will be done: shown before the work starts.
+struct ValidationPlan {
+  std::string model;
+  std::filesystem::path codebook;
+  std::int64_t windows = 0, seqlen = 0, tokens = 0, scored = 0;
+  std::string protocol, bos, dtype;
+  std::vector<std::string> methods;
+  ResourceNeed need;
+};
+
+struct ValidationReport {
+  ValidationPlan plan;
+  std::vector<MethodReport> methods;  ///< fp first, the others as they were asked
+  std::vector<std::string> warnings;  ///< also sent to Progress::warning
+  double seconds = 0;
+};
+
+class ValidationListener {
+ public:
+  virtual ~ValidationListener() = default;
+  virtual void on_plan(const ValidationPlan& plan) = 0;
+};
+
+/// Runs it all. Nothing is written but a scratch file without a name. Throws base::WrongUsage; base::InvalidInput:
+/// a codebook of another model (saying which of config and weights differs), a method that it cannot serve, a
+/// value that is not finite, naming method and layer; base::SystemError; base::Interrupted. One at a time in a
+/// process, as calibrate().
+[[nodiscard]] ValidationReport validate(const ValidationOptions& options, base::Progress& progress,
+                                        ValidationListener* listener = nullptr);
+
+}  // namespace kvcal::calib

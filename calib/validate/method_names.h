@@ -1,0 +1,20 @@
+// calib/validate/method_names.h: what there is to judge, for people.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace kvcal::calib {
+
+/// "fp": the cache as the model computes it, which every other method is compared with.
+inline constexpr const char* kFullPrecision = "fp";
+
+struct MethodNames {
+  std::string names;  ///< how a family's methods are spelt: "int2, int3, int4"
+  std::string about;  ///< one line
+};
+
+/// Of every family.
+[[nodiscard]] std::vector<MethodNames> method_names();
+
+}  // namespace kvcal::calib

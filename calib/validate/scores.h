@@ -1,0 +1,56 @@
+// calib/validate/scores.h: how the logits of a quantised cache compare with the full-precision model's.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvcal::calib {
+
+/// Of one method at the scored positions of one window, in their order.
+struct WindowScores {
+  std::vector<float> losses;       ///< -log p(next token), nats
+  std::vector<float> divergences;  ///< KL(full precision || method) over the vocabulary, nats
+  std::int64_t same_top1 = 0;      ///< positions where both would choose the same token
+
+  /// The positions of `more` come after these.
+  void append(const WindowScores& more);
+};
+
+/// The full-precision model at some positions, with which methods are compared. Log-probabilities and their sums
+/// are taken in float64: divergences of 1e-6 are of interest.
+class ReferenceScores {
+ public:
+  /// logits: [positions, vocabulary], float32; targets: the token that follows each position.
+  /// Throws base::Error where they are not as many.
+  ReferenceScores(const at::Tensor& logits, std::span<const std::int32_t> targets);
+  /// Its own scores: divergences of 0.
+  [[nodiscard]] WindowScores itself() const;
+  /// logits: of the same shape. Throws base::Error where it is another.
+  [[nodiscard]] WindowScores compare(const at::Tensor& logits) const;
+
+ private:
+  at::Tensor log_probabilities_, probabilities_, top1_, targets_;
+};
+
+/// A method over all windows. Standard errors are those of the mean over windows: what another text of the same
+/// kind would move it by; 0 where there is one window.
+struct MethodScore {
+  double perplexity = 0, perplexity_stderr = 0;
+  double divergence_mean = 0, divergence_stderr = 0;
+  double divergence_p99 = 0;  ///< the 99th percentile over positions, linear interpolation
+  double top1_agreement = 0;  ///< share of positions
+  std::int64_t positions = 0;
+};
+
+/// Positions weigh the same, whatever their window. Throws base::Error where there is none.
+[[nodiscard]] MethodScore summarise(std::span<const WindowScores> windows);
+
+/// The standard error, over windows, of the difference between the two perplexities: the windows are the same, so
+/// it is far below that of either. 0 where there is one window. Throws base::Error where they differ in number.
+[[nodiscard]] double perplexity_delta_stderr(std::span<const WindowScores> exact,
+                                             std::span<const WindowScores> method);
+
+}  // namespace kvcal::calib
