@@ -1,5 +1,4 @@
 // kvcal calibrate: a model and a text in, a codebook out.
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
@@ -45,20 +44,6 @@ std::vector<double> parse_outliers(const Strings& values) {
   for (const std::string& part : split_list(values, "--outliers"))
     fractions.push_back(parse_number(part, "--outliers"));
   return fractions;
-}
-
-// An option whose value is one of the names of `table`.
-template <typename Enum, std::size_t N>
-CLI::Option* add_choice(CLI::App& app, const std::string& option, Enum& target,
-                        const std::array<base::Choice<Enum>, N>& table, const std::string& text) {
-  return app
-      .add_option_function<std::string>(
-          option,
-          [option, &target, &table](const std::string& name) {
-            target = base::parse_choice(option, name, table);
-          },
-          text)
-      ->type_name("NAME");
 }
 
 void add_inputs(CommandLine& line, calib::CalibrationOptions& options) {

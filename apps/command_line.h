@@ -3,12 +3,14 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "apps/json_output.h"
 #include "apps/log.h"
+#include "base/choices.h"
 
 namespace kvcal::apps {
 
@@ -41,5 +43,19 @@ class CommandLine {
 
 /// Throws base::WrongUsage naming `option` and the subcommand's help where `given` is false.
 void require(bool given, const std::string& option, const std::string& what);
+
+/// An option whose value is one of the names of `table`.
+template <typename Enum, std::size_t N>
+CLI::Option* add_choice(CLI::App& app, const std::string& option, Enum& target,
+                        const std::array<base::Choice<Enum>, N>& table, const std::string& text) {
+  return app
+      .add_option_function<std::string>(
+          option,
+          [option, &target, &table](const std::string& name) {
+            target = base::parse_choice(option, name, table);
+          },
+          text)
+      ->type_name("NAME");
+}
 
 }  // namespace kvcal::apps

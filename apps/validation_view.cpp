@@ -1,0 +1,217 @@
+#include "apps/validation_view.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "apps/sizes.h"
+#include "base/error.h"
+#include "calib/validate/method_names.h"
+
+namespace kvcal::apps {
+namespace {
+
+using base::concat;
+
+Json number(double value) {
+  return std::isfinite(value) ? Json(value) : Json(nullptr);
+}
+
+Json tensor_json(const calib::TensorReport& tensor) {
+  Json json = {{"mse", number(tensor.mse)},
+               {"relative", number(tensor.relative)},
+               {"weighted", tensor.weighted ? number(*tensor.weighted) : Json(nullptr)},
+               {"outliers_observed", number(tensor.outliers_observed)},
+               {"outliers_nominal", number(tensor.outliers_nominal)}};
+  if (tensor.alone) {
+    json["kld_mean"] = number(tensor.alone->divergence_mean);
+    json["kld_stderr"] = number(tensor.alone->divergence_stderr);
+    json["kld_p99"] = number(tensor.alone->divergence_p99);
+  }
+  return json;
+}
+
+Json method_json(const calib::MethodReport& method) {
+  const calib::Score& score = method.score;
+  Json layers = Json::array();
+  for (const calib::LayerReport& layer : method.layers) {
+    Json entry = {{"layer", layer.layer}};
+    for (const calib::TensorReport& tensor : layer.tensors) entry[tensor.name] = tensor_json(tensor);
+    layers.push_back(std::move(entry));
+  }
+  return {{"name", method.name},
+          {"ppl", number(score.perplexity)},
+          {"ppl_stderr", number(score.perplexity_stderr)},
+          {"ppl_delta", number(method.perplexity_delta)},
+          {"ppl_delta_stderr", number(method.perplexity_delta_stderr)},
+          {"kld_mean", number(score.divergence_mean)},
+          {"kld_stderr", number(score.divergence_stderr)},
+          {"kld_p99", number(score.divergence_p99)},
+          {"top1_agreement", number(score.top1_agreement)},
+          {"bits_per_value", number(method.bits_per_value)},
+          {"static_bytes", method.static_bytes},
+          {"layers", std::move(layers)}};
+}
+
+/// Lines of cells, the first column to the left and the others to the right.
+class Table {
+ public:
+  void add(std::vector<std::string> cells) { lines_.push_back(std::move(cells)); }
+
+  [[nodiscard]] std::string text() const {
+    std::vector<std::size_t> widths;
+    for (const auto& line : lines_) {
+      widths.resize(std::max(widths.size(), line.size()));
+      for (std::size_t c = 0; c < line.size(); ++c) widths[c] = std::max(widths[c], line[c].size());
+    }
+    std::string text;
+    for (const auto& line : lines_) {
+      std::string row = line.front() + std::string(widths[0] - line[0].size(), ' ');
+      for (std::size_t c = 1; c < line.size(); ++c)
+        row += "  " + std::string(widths[c] - line[c].size(), ' ') + line[c];
+      text += row + "\n";
+    }
+    return text;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> lines_;
+};
+
+std::string fixed(double value, int digits) {
+  if (!std::isfinite(value)) return "-";
+  char text[64];
+  std::snprintf(text, sizeof(text), "%.*f", digits, value);
+  return text;
+}
+
+bool is_exact(const calib::MethodReport& method) {
+  return method.name == calib::kFullPrecision;
+}
+
+std::vector<std::string> method_cells(const calib::MethodReport& method) {
+  const calib::Score& score = method.score;
+  std::vector<std::string> cells = {method.name, fixed(method.bits_per_value, 2), fixed(score.perplexity, 3)};
+  if (is_exact(method)) {
+    cells.insert(cells.end(), {"", "", "", "", "", ""});
+    return cells;
+  }
+  const bool noise = std::abs(method.perplexity_delta) < 2 * method.perplexity_delta_stderr;
+  const std::string sign = method.perplexity_delta < 0 ? "" : "+";
+  cells.insert(cells.end(),
+               {sign + fixed(method.perplexity_delta, 3), fixed(method.perplexity_delta_stderr, 3),
+                fixed(score.divergence_mean, 5), fixed(score.divergence_p99, 4),
+                fixed(100 * score.top1_agreement, 2), noise ? "within noise" : ""});
+  return cells;
+}
+
+std::string limits_text(const ValidationLimits& limits) {
+  std::string text;
+  if (limits.max_kld) text += concat("a KL divergence of at most ", format_number(*limits.max_kld));
+  if (limits.max_ppl_delta) {
+    text += concat(text.empty() ? "" : " and ", "a perplexity of at most ",
+                   format_number(*limits.max_ppl_delta), " more");
+  }
+  return text;
+}
+
+// The tensor that errs most by what counts: alone where that was measured, else the weighted error.
+std::string weakest_text(const calib::MethodReport& method) {
+  const calib::TensorReport* worst = nullptr;
+  int at = 0;
+  const auto cost = [](const calib::TensorReport& tensor) {
+    return tensor.alone ? tensor.alone->divergence_mean : tensor.weighted.value_or(tensor.relative);
+  };
+  for (const calib::LayerReport& layer : method.layers) {
+    for (const calib::TensorReport& tensor : layer.tensors) {
+      if (worst != nullptr && cost(tensor) <= cost(*worst)) continue;
+      worst = &tensor;
+      at = layer.layer;
+    }
+  }
+  if (worst == nullptr) return "";
+  const std::string what = worst->alone ? concat("KL ", format_number(cost(*worst), 3), " when stored alone")
+                                        : concat("relative error ", format_number(cost(*worst), 3));
+  return concat("  ", method.name, ": layer ", at, ", ", worst->name, "s (", what, ")\n");
+}
+
+}  // namespace
+
+bool ValidationLimits::met_by(const calib::MethodReport& method) const {
+  return (!max_kld || method.score.divergence_mean <= *max_kld) &&
+         (!max_ppl_delta || method.perplexity_delta <= *max_ppl_delta);
+}
+
+const calib::MethodReport* smallest_within(const calib::ValidationReport& report,
+                                           const ValidationLimits& limits) {
+  const calib::MethodReport* smallest = nullptr;
+  for (const calib::MethodReport& method : report.methods) {
+    if (is_exact(method) || !limits.met_by(method)) continue;
+    if (smallest == nullptr || method.bits_per_value < smallest->bits_per_value) smallest = &method;
+  }
+  return smallest;
+}
+
+std::string plan_text(const calib::ValidationPlan& plan) {
+  std::string methods;
+  for (const std::string& name : plan.methods) methods += (methods.empty() ? "" : ", ") + name;
+  std::string text =
+      concat("Validating ", plan.model, " in ", plan.dtype, ": ", plan.windows, " windows of ", plan.seqlen,
+             " tokens, ", plan.scored, " scored, protocol ", plan.protocol, ", BOS ", plan.bos,
+             ".\nMethods: ", methods, ".\nNeeds ", format_bytes(plan.need.memory_bytes), " of memory and ");
+  return text +
+         concat(format_duration(plan.need.seconds_low), " to ", format_duration(plan.need.seconds_high),
+                plan.need.disk_bytes > 0
+                    ? concat(", and ", format_bytes(plan.need.disk_bytes), " of disk for hidden states")
+                    : "",
+                ".\n");
+}
+
+std::string report_text(const calib::ValidationReport& report, const ValidationLimits& limits) {
+  Table table;
+  table.add({"method", "bits/value", "perplexity", "change", "+-", "KL mean", "KL p99", "same top-1 %", ""});
+  for (const calib::MethodReport& method : report.methods) table.add(method_cells(method));
+  std::string text = concat(report.plan.model, ", ", report.plan.windows, " windows of ", report.plan.seqlen,
+                            " tokens, ", format_duration(report.seconds), "\n\n", table.text(), "\n");
+  text += concat(
+      "bits/value is all that a sequence stores. KL: how far each next-token distribution moves from fp's, "
+      "in\n"
+      "nats. +- is the standard error of the change over windows",
+      report.plan.windows < 2 ? " (one window tells none)" : "", ".\n");
+  std::string weakest;
+  for (const calib::MethodReport& method : report.methods) weakest += weakest_text(method);
+  if (!weakest.empty()) text += "\nThe tensor that suffers most:\n" + weakest;
+  if (!limits.any()) return text;
+  const calib::MethodReport* smallest = smallest_within(report, limits);
+  return text + "\n" +
+         (smallest == nullptr ? concat("None of these methods is within ", limits_text(limits), ".\n")
+                              : concat("The smallest within ", limits_text(limits), ": ", smallest->name,
+                                       ", ", fixed(smallest->bits_per_value, 2), " bits a value.\n"));
+}
+
+Json report_json(const calib::ValidationReport& report, const ValidationLimits& limits) {
+  const calib::ValidationPlan& plan = report.plan;
+  Json methods = Json::array();
+  for (const calib::MethodReport& method : report.methods) methods.push_back(method_json(method));
+  Json json = {{"model", plan.model},
+               {"codebook", plan.codebook.empty() ? Json(nullptr) : Json(plan.codebook.string())},
+               {"windows", plan.windows},
+               {"seqlen", plan.seqlen},
+               {"tokens", plan.tokens},
+               {"scored", plan.scored},
+               {"protocol", plan.protocol},
+               {"bos", plan.bos},
+               {"dtype", plan.dtype},
+               {"methods", std::move(methods)},
+               {"warnings", report.warnings},
+               {"seconds", number(report.seconds)},
+               {"memory_bytes", plan.need.memory_bytes}};
+  if (limits.any()) {
+    const calib::MethodReport* smallest = smallest_within(report, limits);
+    json["smallest_within_limits"] = smallest == nullptr ? Json(nullptr) : Json(smallest->name);
+  }
+  return json;
+}
+
+}  // namespace kvcal::apps

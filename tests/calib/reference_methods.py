@@ -1,0 +1,148 @@
+"""What the methods of `kvcal validate` make of keys and values, in torch, from their definitions and papers, not from the C++.
+For validate_reference_test.py. x is one sequence of one layer, float32 [tokens, channels], channels = kv_heads x head_dim."""
+
+import re
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from scipy.stats import norm
+
+
+@dataclass
+class Method:
+    """What is read back of a layer's keys and values; both functions take (layer, x) and give what x comes back as."""
+
+    rotated: bool  # whether keys are taken after RoPE
+    key: Callable
+    value: Callable
+
+
+def half(x):
+    """As stored: rounded to fp16."""
+    return x.to(torch.float16).float()
+
+
+def away_from_zero(x):
+    """C's roundf. torch.round takes ties to even."""
+    return torch.trunc(x + torch.copysign(torch.tensor(0.5), x))
+
+
+def on_levels(x, low, high, levels, read=None):
+    """x normalised from [low, high] to [-1, 1], rounded to the nearest of the ascending levels, and back; read: what a code is
+    read back as, where it is not the level itself (Q-Norm). A tie takes the lower level, what lies outside the end one."""
+    zero, span = half((high + low) / 2), half((high - low) / 2)
+    u = torch.where(span > 0, (x - zero) / span, 0.0)
+    code = torch.bucketize(u.contiguous(), (levels[1:] + levels[:-1]) / 2)
+    return (levels if read is None else read)[code] * span + zero
+
+
+def uniform_levels(bits):
+    return torch.linspace(-1, 1, 2**bits)
+
+
+def normal_float_levels(bits):
+    """QLoRA's NormalFloat with bitsandbytes' offset: quantiles of a normal distribution, one more above zero than below it."""
+    offset = 0.9677083
+    above = norm.ppf(torch.linspace(offset, 0.5, 2 ** (bits - 1) + 1, dtype=torch.float64).numpy())[:-1]
+    below = norm.ppf(torch.linspace(offset, 0.5, 2 ** (bits - 1), dtype=torch.float64).numpy())[:-1]
+    levels = torch.tensor(sorted([*above, 0.0, *-below]))
+    return (levels / levels.max()).float()
+
+
+def by_token(levels):
+    """int and nf: each token's range over all its channels, no outliers, no sinks, keys as attention uses them."""
+    def store(_layer, x):
+        return on_levels(x, x.amin(1, keepdim=True), x.amax(1, keepdim=True), levels)
+    return Method(rotated=True, key=store, value=store)
+
+
+def from_codebook(book, bits, fraction, qnorm):
+    """nuq: keys by channel with the file's thresholds, values by token (or token and kv head) with thresholds found here."""
+    calibration = book["calibration"].attrs
+    sinks = int(calibration["sinks"])
+    scope = calibration["value_scope"]
+    by_head = (scope.decode() if isinstance(scope, bytes) else scope) == "head"
+
+    def store(group, x, low, high, slack=0.0):
+        stored = group[f"nuq{bits}/centroids"]
+        centroids = torch.from_numpy(stored[:])
+        read = centroids * float(stored.attrs["qnorm_scale"]) + float(stored.attrs["qnorm_offset"]) if qnorm else None
+        result = on_levels(x, low, high, centroids, read)
+        if fraction > 0:
+            result = torch.where((x < low - slack) | (x > high + slack), half(x), result)
+        result[:sinks] = half(x[:sinks])
+        return result
+
+    def key(layer, x):
+        group = book[f"layers/{layer:04d}/key/outliers_{fraction:g}"]
+        low, high = (torch.from_numpy(group[name][:]) for name in ("lower", "upper"))
+        # In layer 0 a key hangs on its token alone, so a threshold often is the key of a frequent one, which is then inside:
+        # without slack, the last bit of a sum would put each of its occurrences outside.
+        return store(group, x, low, high, slack=1e-5 * (high - low))
+
+    def value(layer, x):
+        heads = int(book[f"layers/{layer:04d}"].attrs["kv_heads"]) if by_head else 1
+        x = x.unflatten(1, (heads, -1))
+        low, high = (torch.quantile(x, p, dim=2, keepdim=True) for p in (fraction / 2, 1 - fraction / 2))
+        return store(book[f"layers/{layer:04d}/value/outliers_{fraction:g}"], x, low, high).flatten(1)
+
+    return Method(rotated=False, key=key, value=value)
+
+
+def float8(_layer, x):
+    """e4m3 at scale 1."""
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+
+def q8_0(_layer, x):
+    """llama.cpp's block of 32: codes by the scale before it is rounded to fp16."""
+    x = x.unflatten(1, (-1, 32))
+    scale = x.abs().amax(2, keepdim=True) / 127
+    return (torch.where(scale > 0, away_from_zero(x / scale), 0.0) * half(scale)).flatten(1)
+
+
+def q4_0(_layer, x):
+    """llama.cpp's block of 32: the number of the largest magnitude, with its sign, is code 0, which reads as -8."""
+    x = x.unflatten(1, (-1, 32))
+    scale = x.gather(2, x.abs().argmax(2, keepdim=True)) / -8
+    code = torch.where(scale != 0, torch.floor(x / scale + 8.5), 8.0).clamp(0, 15)
+    return ((code - 8) * half(scale)).flatten(1)
+
+
+KIVI_GROUP, KIVI_RECENT = 32, 128
+
+
+def kivi(bits):
+    def groups(x):
+        """Minimum and step of each row of the last axis."""
+        low, steps = half(x.amin(-1, keepdim=True)), 2**bits - 1
+        step = half((x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)) / steps)
+        return torch.where(step > 0, torch.round((x - low) / step), 0.0).clamp(0, steps) * step + low
+
+    def key(_layer, x):
+        """By channel, as many whole blocks of recent tokens as there are; the rest waits in fp16."""
+        full = len(x) - len(x) % KIVI_RECENT
+        stored = groups(x[:full].T.unflatten(1, (-1, KIVI_GROUP))).flatten(1).T
+        return torch.cat([stored, half(x[full:])])
+
+    def value(_layer, x):
+        old = max(len(x) - KIVI_RECENT, 0)
+        return torch.cat([groups(x[:old].unflatten(1, (-1, KIVI_GROUP))).flatten(1), half(x[old:])])
+
+    return Method(rotated=True, key=key, value=value)
+
+
+def method(name, book):
+    """A method by its name; None for fp. book: the codebook, an open h5py.File."""
+    if name == "fp":
+        return None
+    blocks = {"fp8": float8, "q8_0": q8_0, "q4_0": q4_0}
+    if name in blocks:
+        return Method(rotated=True, key=blocks[name], value=blocks[name])
+    kind, bits, percent, qnorm = re.fullmatch(r"(int|nf|nuq|kivi)(\d)(?:-([\d.]+)%)?(-qn)?", name).groups()
+    bits = int(bits)
+    if kind == "nuq":
+        return from_codebook(book, bits, float(percent or 0) / 100, qnorm is not None)
+    return {"int": lambda: by_token(uniform_levels(bits)), "nf": lambda: by_token(normal_float_levels(bits)),
+            "kivi": lambda: kivi(bits)}[kind]()
