@@ -33,7 +33,7 @@ std::string help_text() {
          "\nkvcal SUBCOMMAND --help explains the options of one.\nkvcal --version prints the version.\n\n"
          "Example:\n"
          "  kvcal calibrate --model ./Llama-3.1-8B --text prose.txt --out llama.h5\n"
-         "  kvcal inspect llama.h5\n";
+         "  kvcal validate --model ./Llama-3.1-8B --codebook llama.h5 --text other.txt\n";
 }
 
 // Messages of libraries (libtorch's, with its backtrace) may have many lines; the first says what happened.
