@@ -159,7 +159,7 @@ std::string plan_text(const calib::ValidationPlan& plan) {
   std::string text =
       concat("Validating ", plan.model, " in ", plan.dtype, ": ", plan.windows, " windows of ", plan.seqlen,
              " tokens, ", plan.scored, " scored, protocol ", plan.protocol, ", BOS ", plan.bos,
-             ".\nMethods: ", methods, ".\nNeeds ", format_bytes(plan.need.memory_bytes), " of memory and ");
+             ".\nMethods: ", methods, ".\nNeeds ", format_bytes(plan.memory_bytes), " of memory and ");
   return text +
          concat(format_duration(plan.need.seconds_low), " to ", format_duration(plan.need.seconds_high),
                 plan.need.disk_bytes > 0
@@ -206,7 +206,7 @@ Json report_json(const calib::ValidationReport& report, const ValidationLimits& 
                {"methods", std::move(methods)},
                {"warnings", report.warnings},
                {"seconds", number(report.seconds)},
-               {"memory_bytes", plan.need.memory_bytes}};
+               {"memory_bytes", plan.memory_bytes}};
   if (limits.any()) {
     const calib::MethodReport* smallest = smallest_within(report, limits);
     json["smallest_within_limits"] = smallest == nullptr ? Json(nullptr) : Json(smallest->name);

@@ -113,11 +113,11 @@ void check_model(const Job& job) {
 void make_methods(Job& job) {
   std::vector<std::string> names = job.options.methods;
   if (names.empty()) names = default_methods(job.codebook_or_null());
-  if (std::ranges::find(names, kFullPrecision) == names.end()) names.insert(names.begin(), kFullPrecision);
+  job.methods.push_back({kFullPrecision, nullptr});
   std::set<std::string> seen;
   for (const std::string& name : names) {
     if (!seen.insert(name).second) throw base::WrongUsage(base::concat("--methods has ", name, " twice"));
-    job.methods.push_back({name, make_method(name, job.codebook_or_null())});
+    if (name != kFullPrecision) job.methods.push_back({name, make_method(name, job.codebook_or_null())});
   }
   // Whether each method has what it needs is known before any work.
   for (int layer = 0; layer < job.session.num_layers(); ++layer) {
@@ -166,6 +166,13 @@ RunShape run_shape(const Job& job) {
           .smaller = "--seqlen"};
 }
 
+// Hidden states of all windows and variants that exist together.
+std::int64_t state_bytes(const Job& job) {
+  return comparison_states(job.session, job.stored_methods(), job.options.per_layer_kl) *
+         job.session.windows.tokens() * job.session.config().hidden_size *
+         static_cast<std::int64_t>(at::elementSize(job.session.placement.dtype));
+}
+
 // All layers forward and the head, as often as there are variants.
 ResourceNeed estimate(const Job& job) {
   const auto layers = static_cast<std::size_t>(job.session.num_layers());
@@ -177,10 +184,7 @@ ResourceNeed estimate(const Job& job) {
       static_cast<double>(layers);
   need.seconds_low *= rounds;
   need.seconds_high *= rounds;
-  const std::int64_t states = comparison_states(job.session, job.stored_methods(), job.options.per_layer_kl) *
-                              job.session.windows.tokens() * job.session.config().hidden_size *
-                              static_cast<std::int64_t>(at::elementSize(job.session.placement.dtype));
-  need.disk_bytes = std::max<std::int64_t>(0, states - cache_bytes(need));
+  need.disk_bytes = std::max<std::int64_t>(0, state_bytes(job) - cache_bytes(need));
   return need;
 }
 
@@ -196,8 +200,10 @@ ValidationPlan make_plan(const Job& job) {
                       windows.bos,
                       dtype_text(job.session.placement.dtype),
                       {},
-                      estimate(job)};
+                      estimate(job),
+                      0};
   for (const NamedMethod& method : job.methods) plan.methods.push_back(method.name);
+  plan.memory_bytes = plan.need.memory_bytes + std::min(state_bytes(job), cache_bytes(plan.need));
   return plan;
 }
 

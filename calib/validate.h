@@ -86,6 +86,8 @@ struct ValidationPlan {
   std::string protocol, bos, dtype;
   std::vector<std::string> methods;
   ResourceNeed need;
+  /// Peak resident: the need, and the hidden states for which the limit leaves room.
+  std::int64_t memory_bytes = 0;
 };
 
 struct ValidationReport {

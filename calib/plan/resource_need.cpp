@@ -122,6 +122,16 @@ std::int64_t fit_bytes(const RunShape& run, const LayerSizes& sizes) {
   return run.tokens * (thresholds + 8 * std::int64_t{run.threads} + sizes.cached) + kSolverBytes;
 }
 
+StageNeed loss_need(const RunShape& run, int lanes) {
+  const std::int64_t rows = std::min(run.seqlen, fisher::head_rows(run.model.config().vocab_size));
+  // A hidden state in, its gradient out.
+  const std::int64_t ends = 2 * run.seqlen * run.model.config().hidden_size *
+                            static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
+  return {"loss", weight_sizes(run, run.model.head_weights()).bytes,
+          lanes * (rows * run.model.config().vocab_size * run.head_bytes_per_logit + ends + kLaneBytes), 0,
+          0};
+}
+
 /// Sets the memory that so many lanes need: that of the stage that needs most, for one comes after the other.
 void need_memory(const RunShape& run, const RemainingWork& left, const BlockProbe& probe, int lanes,
                  ResourceNeed& need) {
@@ -129,17 +139,12 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const std::int64_t tokens = run.tokens;
   const LayerSizes sizes = largest_sizes(run);
   const std::int64_t layer_weights = largest_layer(run).bytes;
-  const std::int64_t rows = std::min(seqlen, fisher::head_rows(run.model.config().vocab_size));
   const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
   const std::int64_t capture = tokens * sizes.cached * element * (run.with_gradients ? 2 : 1);
   const StageNeed forward{
       "forward", layer_weights,
       lanes * (probe.forward_bytes.at(seqlen) + sizes.window_bytes + run.lane_bytes + kLaneBytes), 0, 0};
-  // A hidden state in, its gradient out.
-  const std::int64_t ends = 2 * seqlen * run.model.config().hidden_size * element;
-  const StageNeed loss{
-      "loss", weight_sizes(run, run.model.head_weights()).bytes,
-      lanes * (rows * run.model.config().vocab_size * run.head_bytes_per_logit + ends + kLaneBytes), 0, 0};
+  const StageNeed loss = loss_need(run, lanes);
   // One layer is captured while the one before it is fitted.
   const StageNeed backward{"backward", layer_weights,
                            lanes * (probe.backward_bytes.at(seqlen) + sizes.window_bytes + kLaneBytes),
@@ -230,9 +235,12 @@ ResourceNeed estimate_need(const RunShape& run, const RemainingWork& left) {
   if (left.text() == "nothing") return need;
   need.base_bytes = resident_bytes();
   need.largest = {"forward", largest_layer(run).bytes, 0, 0, 0};
+  if (const StageNeed loss = loss_need(run, 1); left.head && loss.total() > need.largest.total())
+    need.largest = loss;
   need.memory_bytes = need.base_bytes + need.largest.total();
-  // One layer's weights alone are too much: no trial, either.
-  if (need.memory_bytes > need.memory_limit_bytes) return need;
+  // One layer's weights, or the head, alone are too much: no trial, either.
+  need.at_least = need.memory_bytes > need.memory_limit_bytes;
+  if (need.at_least) return need;
 
   int lanes = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(run.threads, run.samples)));
   BlockProbe probe = probe_layers(run, run.threads / lanes);
@@ -267,15 +275,15 @@ void check_need(const ResourceNeed& need, const RunShape& run) {
   // asked for has given enough.
   if (need.memory_bytes > need.memory_limit_bytes + need.memory_limit_bytes / 50) {
     const StageNeed& stage = need.largest;
-    throw base::SystemError(
-        base::concat("this run needs ", mib(need.memory_bytes), " of memory in its ", stage.stage,
-                     " pass (weights ", mib(stage.weights_bytes), ", samples ", mib(stage.working_bytes),
-                     ", what is captured ", mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes),
-                     ", the program ", mib(need.base_bytes), ") and may use ", mib(need.memory_limit_bytes),
-                     !run.memory_bytes                             ? " (80 % of what is free)"
-                     : *run.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
-                                                                   : " (--memory)",
-                     "; lower ", run.smaller, ", or give it more"));
+    throw base::SystemError(base::concat(
+        "this run needs ", need.at_least ? "at least " : "", mib(need.memory_bytes), " of memory in its ",
+        stage.stage, " pass (weights ", mib(stage.weights_bytes), ", samples ", mib(stage.working_bytes),
+        ", what is captured ", mib(stage.capture_bytes), ", fits ", mib(stage.fit_bytes), ", the program ",
+        mib(need.base_bytes), ") and may use ", mib(need.memory_limit_bytes),
+        !run.memory_bytes                             ? " (80 % of what is free)"
+        : *run.memory_bytes > need.memory_limit_bytes ? " (all that is free)"
+                                                      : " (--memory)",
+        "; lower ", run.smaller, ", or give it more"));
   }
   if (need.disk_bytes > need.disk_free_bytes) {
     throw base::SystemError(base::concat(

@@ -28,9 +28,11 @@ struct StageNeed {
 
 /// What a run will need, known before it starts. Bytes.
 struct ResourceNeed {
-  std::int64_t base_bytes = 0;               ///< the program, its libraries, the tokens
-  StageNeed largest;                         ///< the stage that needs most
-  std::int64_t memory_bytes = 0;             ///< peak resident: the two together, with no activations cached
+  std::int64_t base_bytes = 0;    ///< the program, its libraries, the tokens
+  StageNeed largest;              ///< the stage that needs most
+  std::int64_t memory_bytes = 0;  ///< peak resident: the two together, with no activations cached
+  /// The limit is below what weights alone need: memory_bytes is the least, and no trial said the rest.
+  bool at_least = false;
   std::int64_t memory_limit_bytes = 0;       ///< what the run may use
   std::int64_t beside_tensors_bytes = 0;     ///< captures and fits of the backward pass
   int lanes = 1;                             ///< samples computed side by side: as many as memory allows

@@ -47,7 +47,7 @@ def codebook(tmp_path_factory):
     return out, json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("command", ["calibrate", "inspect", "diff", "kmeans"])
+@pytest.mark.parametrize("command", ["calibrate", "validate", "inspect", "diff", "kmeans"])
 def test_help_goes_to_stdout_and_ends_with_an_example(command):
     for arguments in ([command, "--help"], [command, "-h"], ["help", command]):
         result = kvcal(*arguments)
