@@ -33,7 +33,7 @@ Json tensor_json(const calib::TensorReport& tensor) {
 }
 
 Json method_json(const calib::MethodReport& method) {
-  const calib::Score& score = method.score;
+  const calib::MethodScore& score = method.score;
   Json layers = Json::array();
   for (const calib::LayerReport& layer : method.layers) {
     Json entry = {{"layer", layer.layer}};
@@ -91,7 +91,7 @@ bool is_exact(const calib::MethodReport& method) {
 }
 
 std::vector<std::string> method_cells(const calib::MethodReport& method) {
-  const calib::Score& score = method.score;
+  const calib::MethodScore& score = method.score;
   std::vector<std::string> cells = {method.name, fixed(method.bits_per_value, 2), fixed(score.perplexity, 3)};
   if (is_exact(method)) {
     cells.insert(cells.end(), {"", "", "", "", "", ""});

@@ -207,11 +207,6 @@ ValidationPlan make_plan(const Job& job) {
   return plan;
 }
 
-Score to_score(const MethodScore& score) {
-  return {score.perplexity,        score.perplexity_stderr, score.divergence_mean,
-          score.divergence_stderr, score.divergence_p99,    score.top1_agreement};
-}
-
 double ratio(double part, double whole) {
   return whole > 0 ? part / whole : 0;
 }
@@ -227,7 +222,7 @@ TensorReport report_tensor(const TensorCost& cost) {
       ratio(static_cast<double>(error.use.outliers), static_cast<double>(error.use.judged));
   report.outliers_nominal = cost.outlier_fraction;
   report.thresholds_calibrated = cost.thresholds == formats::ThresholdScope::channel;
-  if (cost.alone) report.alone = to_score(*cost.alone);
+  report.alone = cost.alone;
   return report;
 }
 
@@ -236,7 +231,7 @@ std::vector<MethodReport> report_methods(const Job& job, const std::vector<Metho
   std::vector<MethodReport> reports;
   for (const MethodCost& cost : costs) {
     MethodReport report{cost.name,
-                        to_score(cost.score),
+                        cost.score,
                         cost.score.perplexity - exact->score.perplexity,
                         cost.perplexity_delta_stderr,
                         cost.bits_per_value(),

@@ -13,6 +13,7 @@
 #include "calib/plan/resource_need.h"
 #include "calib/text/bos_place.h"
 #include "calib/text/protocol.h"
+#include "calib/validate/method_score.h"
 #include "formats/codebook.h"
 
 namespace kvcal::calib {
@@ -40,14 +41,6 @@ struct ValidationOptions {
       scratch;  ///< folder for hidden states beyond memory; empty: the system's for such files
 };
 
-/// Perplexity and divergence over the scored positions; standard errors over windows.
-struct Score {
-  double perplexity = 0, perplexity_stderr = 0;
-  double divergence_mean = 0, divergence_stderr = 0;  ///< KL(fp || method), nats
-  double divergence_p99 = 0;
-  double top1_agreement = 0;
-};
-
 /// Of one tensor of one layer, on the full-precision run's activations.
 struct TensorReport {
   std::string name;
@@ -59,7 +52,7 @@ struct TensorReport {
   /// Whether the thresholds come from the calibration, so that another kind of text has more outliers; those of a
   /// token are found in it and always leave the same share.
   bool thresholds_calibrated = false;
-  std::optional<Score> alone;  ///< with nothing else stored, where it was asked
+  std::optional<MethodScore> alone;  ///< with nothing else stored, where it was asked
 };
 
 struct LayerReport {
@@ -69,7 +62,7 @@ struct LayerReport {
 
 struct MethodReport {
   std::string name;
-  Score score;
+  MethodScore score;
   double perplexity_delta = 0;  ///< from fp's
   /// Of that difference, over windows: a delta of less than twice this may be noise.
   double perplexity_delta_stderr = 0;

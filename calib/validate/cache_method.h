@@ -49,6 +49,13 @@ class TensorStorage {
   [[nodiscard]] virtual double outlier_fraction() const { return 0; }
 };
 
+/// Where methods that store keys after RoPE take a tensor: those with thresholds by channel rotated, others as
+/// they are cached.
+[[nodiscard]] inline fisher::CachePoint point_after_rope(const formats::CachedTensor& tensor) {
+  return tensor.thresholds == formats::ThresholdScope::channel ? fisher::CachePoint::rotated
+                                                               : fisher::CachePoint::cached;
+}
+
 /// A way of storing a cache: a storage for each tensor of each layer.
 class CacheMethod {
  public:

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "cuda/vector_codec.h"
 
 namespace kvcal::calib {
 namespace {
@@ -46,17 +47,6 @@ Mean mean_over_windows(std::span<const WindowScores> windows,
   for (const auto& [part, positions] : parts) squares += std::pow(part - result.mean * positions, 2);
   result.error = std::sqrt(squares * size / (size - 1)) / count;
   return result;
-}
-
-double percentile(std::vector<float> values, double q) {
-  const double position = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::ptrdiff_t>(position);
-  const auto middle = values.begin() + below;
-  std::nth_element(values.begin(), middle, values.end());
-  const double low = *middle;
-  if (middle + 1 == values.end()) return low;
-  const double high = *std::min_element(middle + 1, values.end());
-  return low + (position - static_cast<double>(below)) * (high - low);
 }
 
 }  // namespace
@@ -114,7 +104,7 @@ MethodScore summarise(std::span<const WindowScores> windows) {
   const Mean divergence = mean_over_windows(windows, &WindowScores::divergences);
   score.divergence_mean = divergence.mean;
   score.divergence_stderr = divergence.error;
-  score.divergence_p99 = percentile(std::move(divergences), 0.99);
+  score.divergence_p99 = codec::quantile(divergences, 0.99);
   score.top1_agreement = static_cast<double>(same) / static_cast<double>(score.positions);
   return score;
 }

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "calib/validate/method_score.h"
+
 namespace kvcal::calib {
 
 /// Of one method at the scored positions of one window, in their order.
@@ -33,16 +35,6 @@ class ReferenceScores {
 
  private:
   at::Tensor log_probabilities_, probabilities_, top1_, targets_;
-};
-
-/// A method over all windows. Standard errors are those of the mean over windows: what another text of the same
-/// kind would move it by; 0 where there is one window.
-struct MethodScore {
-  double perplexity = 0, perplexity_stderr = 0;
-  double divergence_mean = 0, divergence_stderr = 0;
-  double divergence_p99 = 0;  ///< the 99th percentile over positions, linear interpolation
-  double top1_agreement = 0;  ///< share of positions
-  std::int64_t positions = 0;
 };
 
 /// Positions weigh the same, whatever their window. Throws base::Error where there is none.

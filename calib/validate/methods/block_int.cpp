@@ -84,9 +84,7 @@ template <typename Block>
 class BlockStorage final : public TensorStorage {
  public:
   explicit BlockStorage(const formats::CachedTensor& tensor)
-      : point_(tensor.thresholds == formats::ThresholdScope::channel ? fisher::CachePoint::rotated
-                                                                     : fisher::CachePoint::cached),
-        channels_(static_cast<std::size_t>(tensor.channels())) {}
+      : point_(point_after_rope(tensor)), channels_(static_cast<std::size_t>(tensor.channels())) {}
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 

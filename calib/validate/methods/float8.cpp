@@ -53,9 +53,7 @@ constexpr float e4m3_to_float(std::uint8_t code) {
 
 class Float8Storage final : public TensorStorage {
  public:
-  explicit Float8Storage(const formats::CachedTensor& tensor)
-      : point_(tensor.thresholds == formats::ThresholdScope::channel ? fisher::CachePoint::rotated
-                                                                     : fisher::CachePoint::cached) {}
+  explicit Float8Storage(const formats::CachedTensor& tensor) : point_(point_after_rope(tensor)) {}
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 

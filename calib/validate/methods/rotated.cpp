@@ -114,8 +114,7 @@ class Rotation {
 class RotatedStorage final : public TensorStorage {
  public:
   RotatedStorage(int bits, const formats::CachedTensor& tensor)
-      : point_(tensor.thresholds == formats::ThresholdScope::channel ? fisher::CachePoint::rotated
-                                                                     : fisher::CachePoint::cached),
+      : point_(point_after_rope(tensor)),
         channels_(static_cast<std::size_t>(tensor.channels())),
         dim_(static_cast<std::size_t>(tensor.dim)),
         root_(std::sqrt(static_cast<float>(tensor.dim))),

@@ -9,8 +9,7 @@ class TokenLevelsStorage final : public TensorStorage {
  public:
   TokenLevelsStorage(const codec::Datatype& datatype, const formats::CachedTensor& tensor)
       : datatype_(datatype),
-        point_(tensor.thresholds == formats::ThresholdScope::channel ? fisher::CachePoint::rotated
-                                                                     : fisher::CachePoint::cached),
+        point_(point_after_rope(tensor)),
         channels_(static_cast<std::size_t>(tensor.channels())) {}
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }

@@ -79,7 +79,19 @@ TEST(Summary, WeighsPositionsAndTellsTheErrorOverWindows) {
   EXPECT_DOUBLE_EQ(score.divergence_mean, 2.0 / 6);
   EXPECT_DOUBLE_EQ(score.top1_agreement, 0.5);
   // 0, 1/8, 1/8, 1/4, 1/2, 1: position 4.95 of the sorted.
-  EXPECT_DOUBLE_EQ(score.divergence_p99, 0.975);
+  EXPECT_FLOAT_EQ(static_cast<float>(score.divergence_p99), 0.975F);
+}
+
+// Losses that are all higher by the same multiply the perplexity of every window alike.
+TEST(Summary, TellsTheErrorOfADifferenceOverTheSameWindows) {
+  const std::vector<WindowScores> exact = {window({1, 3}, {0, 0}, 2), window({2, 4}, {0, 0}, 2),
+                                           window({3, 5}, {0, 0}, 2)};
+  std::vector<WindowScores> higher = exact;
+  for (WindowScores& one : higher)
+    for (float& loss : one.losses) loss += 0.5F;
+  EXPECT_DOUBLE_EQ(perplexity_delta_stderr(exact, higher), (std::exp(3.5) - std::exp(3.0)) / std::sqrt(3.0));
+  EXPECT_EQ(perplexity_delta_stderr(exact, exact), 0);
+  EXPECT_THROW((void)perplexity_delta_stderr(exact, std::span(higher).first(2)), base::Error);
 }
 
 TEST(Summary, OfOneWindowKnowsNoError) {
