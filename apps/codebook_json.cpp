@@ -36,21 +36,29 @@ Json datatype_json(const formats::Datatype& datatype, bool arrays) {
   return result;
 }
 
-// described: with the sizes that the layer does not give.
-Json tensor_json(const formats::TensorCodebook& tensor, bool described, bool arrays) {
-  const double fisher = std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
-  Json sets = Json::array();
-  for (const formats::OutlierSet& set : tensor.outliers) {
-    Json datatypes = Json::array();
-    for (const formats::Datatype& datatype : set.datatypes)
-      datatypes.push_back(datatype_json(datatype, arrays));
-    Json one = {{"fraction", set.fraction}, {"datatypes", std::move(datatypes)}};
-    if (arrays && tensor.tensor.thresholds == formats::ThresholdScope::channel) {
+Json sets_json(const std::vector<formats::OutlierSet>& sets, bool arrays) {
+  Json result = Json::array();
+  for (const formats::OutlierSet& set : sets) {
+    Json one = {{"fraction", set.fraction}};
+    if (!set.datatypes.empty()) {
+      Json datatypes = Json::array();
+      for (const formats::Datatype& datatype : set.datatypes)
+        datatypes.push_back(datatype_json(datatype, arrays));
+      one["datatypes"] = std::move(datatypes);
+    }
+    if (arrays && !set.lower.empty()) {
       one["lower"] = array_json(set.lower);
       one["upper"] = array_json(set.upper);
     }
-    sets.push_back(std::move(one));
+    if (arrays && !set.histogram.empty()) one["histogram"] = array_json(set.histogram);
+    result.push_back(std::move(one));
   }
+  return result;
+}
+
+// described: with the sizes that the layer does not give.
+Json tensor_json(const formats::TensorCodebook& tensor, bool described, bool arrays) {
+  const double fisher = std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
   Json result = Json::object();
   if (described) {
     result["heads"] = tensor.tensor.heads;
@@ -60,7 +68,9 @@ Json tensor_json(const formats::TensorCodebook& tensor, bool described, bool arr
   result["fisher_sum"] = number_json(fisher);
   result["halves"] = {{"threshold_shift", number_json(tensor.halves.threshold_shift)},
                       {"datatype_excess", number_json(tensor.halves.datatype_excess)}};
-  result["outliers"] = std::move(sets);
+  result["outliers"] = sets_json(tensor.outliers, arrays);
+  if (!tensor.with_sinks.empty()) result["with_sinks"] = sets_json(tensor.with_sinks, arrays);
+  if (!tensor.rotated.empty()) result["rope"] = sets_json(tensor.rotated, arrays);
   if (arrays) result["fisher_channel"] = array_json(tensor.fisher_channel);
   return result;
 }

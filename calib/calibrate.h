@@ -60,6 +60,8 @@ struct CalibrationOptions {
   std::vector<double> outliers = {0, 0.01};  ///< outlier fractions, 0 <= p < 0.5
   /// First tokens of each window that are kept exact and left out of all statistics.
   int sinks = 1;
+  /// Also what KVQuant's ablation takes: statistics that count sinks, thresholds after RoPE. Needs sinks.
+  bool ablation = false;
   BosPlace bos = BosPlace::automatic;  ///< automatic or none with `tokens`
   bool parse_special = true;           ///< special tokens written in the text become their ids
   ValueScope value_scope = ValueScope::token;

@@ -50,6 +50,11 @@ void check_options(const CalibrationOptions& options) {
   check_lists(options);
   if (options.sinks < 0)
     throw base::WrongUsage(base::concat("--sinks ", options.sinks, ": expected 0 or more"));
+  if (options.ablation && options.sinks == 0) {
+    throw base::WrongUsage(
+        "--ablation tells what keeping sinks exact brings, and --sinks is 0; give 1 or more, or leave out "
+        "--ablation");
+  }
   if (options.threads < 0)
     throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
   if (options.samples.value_or(1) < 1) throw base::WrongUsage("--samples: expected 1 or more");
@@ -128,6 +133,7 @@ std::string options_json(const CalibrationJob& job) {
                  {"fisher_scale", base::choice_name(options.fisher_scale, kFisherScales)},
                  {"dtype", dtype_text(job.session.placement.dtype)},
                  {"device", options.device}};
+  if (options.ablation) fields["ablation"] = true;
   if (options.tokens.empty()) {
     fields["seed"] = options.seed;
     fields["parse_special"] = options.parse_special;
@@ -207,6 +213,7 @@ RunShape CalibrationJob::run_shape() const {
           .tokens = session.windows.tokens(),
           .with_gradients = with_gradients(),
           .outlier_fractions = static_cast<int>(options.outliers.size()),
+          .ablation = options.ablation,
           .token_per_head = options.value_scope == ValueScope::head,
           .activation_bytes = checkpoint_shape().activation_bytes,
           .threads = session.placement.threads,
@@ -221,6 +228,7 @@ FitOptions CalibrationJob::fit_options() const {
   fit.token_per_head = options.value_scope == ValueScope::head;
   fit.range_weights = options.fisher_scale == FisherScale::range;
   fit.threads = session.placement.threads;
+  fit.ablation = options.ablation;
   return fit;
 }
 

@@ -14,7 +14,7 @@ namespace {
 /// Keeps what it is shown as cached, and replaces nothing.
 class Watcher final : public CacheHook {
  public:
-  explicit Watcher(std::size_t cached) : cached_(cached) {}
+  explicit Watcher(std::size_t cached) : cached_(cached), rotated_(cached) {}
 
   at::Tensor show(std::size_t tensor, CachePoint point, const at::Tensor& x) override {
     if (tensor >= cached_.size())
@@ -22,7 +22,7 @@ class Watcher final : public CacheHook {
           base::concat("a block shows tensor ", tensor, " of ", cached_.size(), " that it caches"));
     if (point == CachePoint::cached && cached_[tensor].defined())
       throw base::Error(base::concat("a block shows tensor ", tensor, " twice"));
-    if (point == CachePoint::cached) cached_[tensor] = x;
+    (point == CachePoint::cached ? cached_ : rotated_)[tensor] = x;
     return x;
   }
 
@@ -33,9 +33,14 @@ class Watcher final : public CacheHook {
           base::concat("a block did not show tensor ", missing - cached_.begin(), " that it caches"));
     return std::move(cached_);
   }
+  [[nodiscard]] std::vector<at::Tensor> take_rotated() {
+    for (at::Tensor& x : rotated_)
+      if (x.defined()) x = x.detach();
+    return std::move(rotated_);
+  }
 
  private:
-  std::vector<at::Tensor> cached_;
+  std::vector<at::Tensor> cached_, rotated_;
 };
 
 }  // namespace
@@ -50,6 +55,7 @@ BlockGradients block_gradients(const Block& block, std::size_t cached, const at:
 
   BlockGradients result;
   result.cached = watcher.take();
+  result.rotated = watcher.take_rotated();
   torch::autograd::variable_list wanted = result.cached;
   if (with_input) wanted.push_back(leaf);
   if (wanted.empty()) return result;
@@ -66,7 +72,10 @@ BlockGradients block_cache(const Block& block, std::size_t cached, const at::Ten
   const at::NoGradGuard no_graph;
   Watcher watcher(cached);
   (void)block.forward(input, &watcher);
-  return {watcher.take(), {}, {}};
+  BlockGradients result;
+  result.cached = watcher.take();
+  result.rotated = watcher.take_rotated();
+  return result;
 }
 
 }  // namespace kvcal::fisher

@@ -10,6 +10,7 @@ namespace kvcal::fisher {
 /// What a block caches, and the gradients of the loss with respect to it. No graph is attached.
 struct BlockGradients {
   std::vector<at::Tensor> cached;     ///< each [tokens, heads * dim], in the order of the layer's list
+  std::vector<at::Tensor> rotated;    ///< the same after RoPE; undefined where a tensor is not rotated
   std::vector<at::Tensor> gradients;  ///< the same shapes; empty where they were not asked for
   at::Tensor input_gradient;          ///< [tokens, hidden_size]; undefined where it was not asked for
 };

@@ -14,7 +14,7 @@
 namespace kvcal::formats {
 
 inline constexpr int kCodebookSchemaMajor = 1;
-inline constexpr int kCodebookSchemaMinor = 0;
+inline constexpr int kCodebookSchemaMinor = 1;
 
 /// What shares a pair of outlier thresholds.
 enum class ThresholdScope {
@@ -54,12 +54,17 @@ struct Datatype {
   bool operator==(const Datatype&) const = default;
 };
 
+inline constexpr int kHistogramBins = 128;
+
 /// The thresholds for one fraction of outliers, and the datatypes fitted to what lies within.
 struct OutlierSet {
   double fraction = 0;  ///< 0 <= fraction < 0.5
   /// [channels] where thresholds are a channel's; empty where they are a token's.
   std::vector<float> lower, upper;
   std::vector<Datatype> datatypes;
+  /// [kHistogramBins] equal parts of the normalised range [-1, 1]: the share of the fit's weight that lies in each.
+  /// Empty in files of schema 1.0.
+  std::vector<float> histogram;
 
   bool operator==(const OutlierSet&) const = default;
 };
@@ -72,12 +77,15 @@ struct SampleAgreement {
   bool operator==(const SampleAgreement&) const = default;
 };
 
-/// Of one tensor of a layer; keys are taken before RoPE.
+/// Of one tensor of a layer; keys are taken before RoPE, except where it says otherwise.
 struct TensorCodebook {
   CachedTensor tensor;
   std::vector<float> fisher_channel;  ///< [channels], sum of F over samples and tokens
   std::vector<OutlierSet> outliers;
   SampleAgreement halves;
+  /// What KVQuant's ablation needs besides, each for the same fractions; empty where it was not asked for.
+  std::vector<OutlierSet> with_sinks;  ///< the same statistics, sinks counted as any token
+  std::vector<OutlierSet> rotated;     ///< thresholds alone, after RoPE, sinks counted as any token
 
   bool operator==(const TensorCodebook&) const = default;
 };

@@ -229,6 +229,9 @@ void compare_outliers(Comparison& compare, const std::string& path, const Outlie
                       const OutlierSet& right, const TensorColumns& columns) {
   compare.array(path + "/lower", left.lower, right.lower, columns.thresholds);
   compare.array(path + "/upper", left.upper, right.upper, columns.thresholds);
+  // A file of schema 1.0 has none, which says nothing of the fit.
+  if (!left.histogram.empty() && !right.histogram.empty())
+    compare.array(path + "/histogram", left.histogram, right.histogram);
   for_each_pair<int>(
       left.datatypes, right.datatypes, [](const Datatype& datatype) { return datatype.bits; },
       [&](int bits, const Datatype* a, const Datatype* b) {
@@ -249,21 +252,28 @@ void compare_description(Comparison& compare, const std::string& path, const Cac
                std::string(threshold_scope_name(right.thresholds)));
 }
 
+void compare_sets(Comparison& compare, const std::string& path, const std::vector<OutlierSet>& left,
+                  const std::vector<OutlierSet>& right, const TensorColumns& columns) {
+  for_each_pair<double>(
+      left, right, [](const OutlierSet& set) { return set.fraction; },
+      [&](double fraction, const OutlierSet* a, const OutlierSet* b) {
+        const std::string here = concat(path, "/", outlier_group_name(fraction));
+        if (a != nullptr && b != nullptr) {
+          compare_outliers(compare, here, *a, *b, columns);
+        } else {
+          compare.one_sided(here, a != nullptr);
+        }
+      });
+}
+
 void compare_tensor(Comparison& compare, const std::string& path, const TensorCodebook& left,
                     const TensorCodebook& right) {
   compare.array(path + "/fisher_channel", left.fisher_channel, right.fisher_channel);
   compare.number(path + "@threshold_shift", left.halves.threshold_shift, right.halves.threshold_shift);
   compare.number(path + "@datatype_excess", left.halves.datatype_excess, right.halves.datatype_excess);
-  for_each_pair<double>(
-      left.outliers, right.outliers, [](const OutlierSet& set) { return set.fraction; },
-      [&](double fraction, const OutlierSet* a, const OutlierSet* b) {
-        const std::string here = concat(path, "/", outlier_group_name(fraction));
-        if (a != nullptr && b != nullptr) {
-          compare_outliers(compare, here, *a, *b, columns_of(left.tensor.name));
-        } else {
-          compare.one_sided(here, a != nullptr);
-        }
-      });
+  compare_sets(compare, path, left.outliers, right.outliers, columns_of(left.tensor.name));
+  compare_sets(compare, path + kWithSinks, left.with_sinks, right.with_sinks, {});
+  compare_sets(compare, path + kRotated, left.rotated, right.rotated, {});
 }
 
 void compare_layer(Comparison& compare, const std::string& path, const LayerCodebook& left,

@@ -265,11 +265,19 @@ class Decoder {
     const bool thresholds = tensor.tensor.thresholds == ThresholdScope::channel;
     tensor.fisher_channel = floats(path + "/fisher_channel");
     tensor.halves = {real_or(path, "threshold_shift", 0), real_or(path, "datatype_excess", 0)};
-    for (const std::string& name : children(path)) {
-      if (name.starts_with("outliers_")) tensor.outliers.push_back(decode_outliers(path, name, thresholds));
-    }
-    std::ranges::sort(tensor.outliers, {}, &OutlierSet::fraction);
+    tensor.outliers = decode_sets(path, thresholds);
+    tensor.with_sinks = decode_sets(path + kWithSinks, thresholds);
+    tensor.rotated = decode_sets(path + kRotated, thresholds);
     return tensor;
+  }
+
+  std::vector<OutlierSet> decode_sets(const std::string& path, bool thresholds) const {
+    std::vector<OutlierSet> sets;
+    for (const std::string& name : children(path)) {
+      if (name.starts_with("outliers_")) sets.push_back(decode_outliers(path, name, thresholds));
+    }
+    std::ranges::sort(sets, {}, &OutlierSet::fraction);
+    return sets;
   }
 
   OutlierSet decode_outliers(const std::string& parent, const std::string& name, bool thresholds) const {
@@ -286,6 +294,7 @@ class Decoder {
       set.lower = floats(path + "/lower");
       set.upper = floats(path + "/upper");
     }
+    if (tree_.values.contains(path + "/histogram")) set.histogram = floats(path + "/histogram");
     for (const std::string& child : children(path)) {
       if (!child.starts_with("nuq")) continue;
       const std::optional<int> bits = number(std::string_view(child).substr(3));

@@ -121,7 +121,8 @@ class Validator {
       const std::string group = path + "/" + tensor.name;
       if (!is_tensor_name(tensor.name)) {
         fail(group, concat("'", tensor.name, "' is no name of a tensor; expected lower-case letters, digits ",
-                           "and _, a letter first, and no name that a layer's attributes have"));
+                           "and _, a letter first, no ", kRotated,
+                           " at the end, and no name that a layer's attributes have"));
       }
       if (previous != nullptr && *previous == tensor.name) fail(group, "the tensor is given twice");
       previous = &tensor.name;
@@ -137,7 +138,8 @@ class Validator {
     // What else a layer has, in its group and in the JSON of inspect.
     constexpr std::array<std::string_view, 6> kTaken = {"layer",    "rope",    "window",
                                                         "kv_heads", "key_dim", "value_dim"};
-    return !name.empty() && letter(name.front()) && std::ranges::find(kTaken, name) == kTaken.end() &&
+    return !name.empty() && letter(name.front()) && !name.ends_with(kRotated) &&
+           std::ranges::find(kTaken, name) == kTaken.end() &&
            std::ranges::all_of(name, [&](char c) { return letter(c) || (c >= '0' && c <= '9') || c == '_'; });
   }
 
@@ -153,25 +155,39 @@ class Validator {
     real(path, "threshold_shift", tensor.halves.threshold_shift, true);
     real(path, "datatype_excess", tensor.halves.datatype_excess, true);
     if (tensor.outliers.empty()) fail(path, "no outliers_... group; expected at least one");
+    check_sets(path, tensor.outliers, thresholds, Datatypes::some);
+    check_sets(path + kWithSinks, tensor.with_sinks, thresholds, Datatypes::some);
+    check_sets(path + kRotated, tensor.rotated, thresholds, Datatypes::none);
+  }
+
+  enum class Datatypes { some, none };
+
+  void check_sets(const std::string& path, const std::vector<OutlierSet>& sets, std::size_t thresholds,
+                  Datatypes datatypes) const {
     std::string previous;
-    for (const OutlierSet& set : tensor.outliers) {
+    for (const OutlierSet& set : sets) {
       if (!(set.fraction >= 0 && set.fraction < 0.5))
         fail(path, concat("an outlier fraction of ", set.fraction, "; expected 0 <= fraction < 0.5"));
       const std::string name = outlier_group_name(set.fraction);
       if (name == previous) fail(concat(path, "/", name), "the fraction is given twice");
-      check_outliers(concat(path, "/", name), set, thresholds);
+      check_outliers(concat(path, "/", name), set, thresholds, datatypes);
       previous = name;
     }
   }
 
-  void check_outliers(const std::string& path, const OutlierSet& set, std::size_t thresholds) const {
+  void check_outliers(const std::string& path, const OutlierSet& set, std::size_t thresholds,
+                      Datatypes datatypes) const {
     floats(path + "/lower", set.lower, thresholds);
     floats(path + "/upper", set.upper, thresholds);
     for (std::size_t i = 0; i < thresholds; ++i) {
       if (set.lower[i] > set.upper[i])
         fail(path, concat("channel ", i, ": lower ", set.lower[i], " is above upper ", set.upper[i]));
     }
-    if (set.datatypes.empty()) fail(path, "no nuq... group; expected at least one");
+    if (!set.histogram.empty()) check_histogram(path + "/histogram", set.histogram);
+    if (set.datatypes.empty() != (datatypes == Datatypes::none)) {
+      fail(path, set.datatypes.empty() ? "no nuq... group; expected at least one"
+                                       : "a nuq... group; expected thresholds alone");
+    }
     int previous = 0;
     for (const Datatype& datatype : set.datatypes) {
       integer(path, "the number of bits of a datatype", datatype.bits, 1, kMaxBits);
@@ -180,6 +196,12 @@ class Validator {
       check_datatype(group + "/centroids", datatype);
       previous = datatype.bits;
     }
+  }
+
+  void check_histogram(const std::string& path, const std::vector<float>& shares) const {
+    floats(path, shares, kHistogramBins);
+    const auto bad = std::ranges::find_if(shares, [](float share) { return share < 0; });
+    if (bad != shares.end()) fail(path, concat("element ", bad - shares.begin(), " is negative: ", *bad));
   }
 
   void check_datatype(const std::string& path, const Datatype& datatype) const {

@@ -97,7 +97,15 @@ class Encoder {
     set(path, "threshold_shift", hdf5_real(tensor.halves.threshold_shift));
     set(path, "datatype_excess", hdf5_real(tensor.halves.datatype_excess));
     tree_.values.emplace(path + "/fisher_channel", hdf5_floats(tensor.fisher_channel));
-    for (const OutlierSet& set_of_fraction : tensor.outliers) encode_outliers(path, set_of_fraction);
+    encode_sets(path, tensor.outliers);
+    if (!tensor.with_sinks.empty()) tree_.groups.insert(path + kWithSinks);
+    encode_sets(path + kWithSinks, tensor.with_sinks);
+    if (!tensor.rotated.empty()) tree_.groups.insert(path + kRotated);
+    encode_sets(path + kRotated, tensor.rotated);
+  }
+
+  void encode_sets(const std::string& path, const std::vector<OutlierSet>& sets) {
+    for (const OutlierSet& set_of_fraction : sets) encode_outliers(path, set_of_fraction);
   }
 
   void encode_outliers(const std::string& parent, const OutlierSet& outliers) {
@@ -108,6 +116,8 @@ class Encoder {
       tree_.values.emplace(path + "/lower", hdf5_floats(outliers.lower));
       tree_.values.emplace(path + "/upper", hdf5_floats(outliers.upper));
     }
+    if (!outliers.histogram.empty())
+      tree_.values.emplace(path + "/histogram", hdf5_floats(outliers.histogram));
     for (const Datatype& datatype : outliers.datatypes) {
       const std::string group = path + "/nuq" + std::to_string(datatype.bits);
       const std::string centroids = group + "/centroids";
@@ -130,8 +140,10 @@ Codebook sorted(Codebook codebook) {
     std::ranges::sort(layer.tensors, {},
                       [](const TensorCodebook& tensor) { return tensor_rank(tensor.tensor); });
     for (TensorCodebook& tensor : layer.tensors) {
-      std::ranges::sort(tensor.outliers, {}, &OutlierSet::fraction);
-      for (OutlierSet& set : tensor.outliers) std::ranges::sort(set.datatypes, {}, &Datatype::bits);
+      for (std::vector<OutlierSet>* sets : {&tensor.outliers, &tensor.with_sinks, &tensor.rotated}) {
+        std::ranges::sort(*sets, {}, &OutlierSet::fraction);
+        for (OutlierSet& set : *sets) std::ranges::sort(set.datatypes, {}, &Datatype::bits);
+      }
     }
   }
   return codebook;

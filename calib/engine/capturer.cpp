@@ -9,26 +9,32 @@
 
 namespace kvcal::calib {
 
-Capturer::Capturer(const Session& session, int sinks, bool with_gradients, int last_layer, FitQueue& queue)
-    : session_(session),
-      sinks_(sinks),
-      with_gradients_(with_gradients),
-      last_layer_(last_layer),
-      queue_(queue) {
+Capturer::Capturer(const Session& session, const CaptureOptions& options, int last_layer, FitQueue& queue)
+    : session_(session), options_(options), last_layer_(last_layer), queue_(queue) {
   for (const std::int64_t length : session.sample_lengths()) {
     first_token_.push_back(tokens_);
-    tokens_ += length - sinks_;
+    tokens_ += length - options.sinks;
   }
+  if (options.for_ablation) sink_tokens_ = session.windows.samples * options.sinks;
+}
+
+CapturedMatrix Capturer::room(const formats::CachedTensor& tensor) const {
+  const auto dtype = session_.placement.dtype == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
+  return {tensor.thresholds, tokens_ + sink_tokens_, tensor.channels(), dtype};
 }
 
 void Capturer::begin(int layer) {
   capture_ = {};
+  rotated_.clear();
   capture_.layer = layer;
-  const auto dtype = session_.placement.dtype == at::kBFloat16 ? formats::Dtype::BF16 : formats::Dtype::F32;
-  for (const formats::CachedTensor& tensor : session_.model->cache(layer)) {
-    CapturedTensor captured{tensor, {tensor.thresholds, tokens_, tensor.channels(), dtype}, {}};
-    if (with_gradients_) captured.gradients = {tensor.thresholds, tokens_, tensor.channels(), dtype};
-    capture_.tensors.push_back(std::move(captured));
+  const std::vector<formats::CachedTensor> tensors = session_.model->cache(layer);
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    capture_.tensors.push_back({tensors[t], room(tensors[t]),
+                                options_.with_gradients ? room(tensors[t]) : CapturedMatrix(), sink_tokens_});
+    // Thresholds by channel are what rotation moves; those of a token are found anew in any case.
+    if (!options_.for_ablation || tensors[t].thresholds != formats::ThresholdScope::channel) continue;
+    capture_.rotated.push_back({tensors[t], room(tensors[t]), {}, sink_tokens_});
+    rotated_.push_back(t);
   }
 }
 
@@ -43,9 +49,14 @@ void Capturer::visit(int layer, std::int64_t sample, const fisher::BlockGradient
     }
     require_finite(session_, block.cached[t], layer_place(layer), sample, name);
     put(captured.x, sample, block.cached[t]);
-    if (!with_gradients_) continue;
+    if (!options_.with_gradients) continue;
     require_finite(session_, block.gradients[t], layer_place(layer), sample, "gradients of " + name);
     put(captured.gradients, sample, block.gradients[t]);
+  }
+  for (std::size_t r = 0; r < rotated_.size(); ++r) {
+    // What a family does not rotate is after RoPE what it was before.
+    const at::Tensor& after = block.rotated[rotated_[r]];
+    put(capture_.rotated[r].x, sample, after.defined() ? after : block.cached[rotated_[r]]);
   }
 }
 
@@ -53,11 +64,15 @@ void Capturer::end(int layer) {
   queue_.add(std::move(capture_), layer == last_layer_);
 }
 
-// A sample's tokens, its sinks left out.
+// A sample's tokens in their place; its sinks behind those of all samples, or nowhere.
 void Capturer::put(CapturedMatrix& matrix, std::int64_t sample, const at::Tensor& x) const {
-  const at::Tensor kept = x.slice(0, sinks_).to(at::kCPU, session_.placement.dtype).contiguous();
-  matrix.put(first_token_[static_cast<std::size_t>(sample)],
-             {static_cast<const std::byte*>(kept.const_data_ptr()), kept.nbytes()});
+  put_tokens(matrix, first_token_[static_cast<std::size_t>(sample)], x.slice(0, options_.sinks));
+  if (sink_tokens_ > 0) put_tokens(matrix, tokens_ + sample * options_.sinks, x.slice(0, 0, options_.sinks));
+}
+
+void Capturer::put_tokens(CapturedMatrix& matrix, std::int64_t first, const at::Tensor& x) const {
+  const at::Tensor kept = x.to(at::kCPU, session_.placement.dtype).contiguous();
+  matrix.put(first, {static_cast<const std::byte*>(kept.const_data_ptr()), kept.nbytes()});
 }
 
 }  // namespace kvcal::calib

@@ -10,11 +10,18 @@
 
 namespace kvcal::calib {
 
+struct CaptureOptions {
+  int sinks = 0;  ///< tokens at the start of each sample that statistics leave out
+  bool with_gradients = true;
+  /// Sinks too, and what is rotated once more after RoPE.
+  bool for_ablation = false;
+};
+
 /// Session and queue outlive this object.
 class Capturer final : public LayerVisitor {
  public:
-  /// sinks: tokens at the start of each sample that are left out; last_layer: the one after which none comes.
-  Capturer(const Session& session, int sinks, bool with_gradients, int last_layer, FitQueue& queue);
+  /// last_layer: the one after which none comes.
+  Capturer(const Session& session, const CaptureOptions& options, int last_layer, FitQueue& queue);
 
   void begin(int layer) override;
   void visit(int layer, std::int64_t sample, const fisher::BlockGradients& block) override;
@@ -22,15 +29,17 @@ class Capturer final : public LayerVisitor {
 
  private:
   void put(CapturedMatrix& matrix, std::int64_t sample, const at::Tensor& x) const;
+  void put_tokens(CapturedMatrix& matrix, std::int64_t first, const at::Tensor& x) const;
+  [[nodiscard]] CapturedMatrix room(const formats::CachedTensor& tensor) const;
 
   const Session& session_;
-  std::int64_t sinks_;
-  bool with_gradients_;
+  CaptureOptions options_;
   int last_layer_;
   FitQueue& queue_;
-  std::int64_t tokens_ = 0;
-  std::vector<std::int64_t> first_token_;  // of each sample
+  std::int64_t tokens_ = 0, sink_tokens_ = 0;  // without sinks; sinks
+  std::vector<std::int64_t> first_token_;      // of each sample
   LayerCapture capture_;
+  std::vector<std::size_t> rotated_;  // which of its tensors capture_.rotated holds
 };
 
 }  // namespace kvcal::calib

@@ -55,17 +55,26 @@ struct CapturedTensor {
   CapturedMatrix x;
   /// dL/dx, not squared (squares of small ones would underflow); empty: every weight is 1.
   CapturedMatrix gradients;
+  /// Where the sinks were asked for they are the last tokens of both, so many.
+  std::int64_t sinks = 0;
+
+  /// Those without the sinks.
+  [[nodiscard]] Range tokens() const { return {0, x.tokens() - sinks}; }
+  [[nodiscard]] Range with_sinks() const { return {0, x.tokens()}; }
 };
 
 struct LayerCapture {
   int layer = 0;
   std::vector<CapturedTensor> tensors;  ///< in the order of Model::cache()
+  /// After RoPE, without gradients: where they were asked for, those of `tensors` that are rotated.
+  std::vector<CapturedTensor> rotated;
 };
 
 /// Some consecutive tokens of a captured tensor, counted from 0. The tensor outlives it.
 class CapturedTokens {
  public:
-  explicit CapturedTokens(const CapturedTensor& whole) : CapturedTokens(whole, {0, whole.x.tokens()}) {}
+  /// All but sinks.
+  explicit CapturedTokens(const CapturedTensor& whole) : CapturedTokens(whole, whole.tokens()) {}
   CapturedTokens(const CapturedTensor& whole, Range tokens) : tensor_(&whole), tokens_(tokens) {}
 
   [[nodiscard]] std::int64_t tokens() const { return tokens_.size(); }

@@ -11,6 +11,7 @@
 #include "calib/fit/qnorm.h"
 #include "calib/fit/sample_halves.h"
 #include "calib/fit/thresholds.h"
+#include "calib/fit/weight_histogram.h"
 
 namespace kvcal::calib {
 namespace {
@@ -83,10 +84,10 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
   return counts;
 }
 
-// All bits of one outlier fraction.
-std::vector<formats::Datatype> fit_datatypes(const CapturedTokens& tokens, const Thresholds& thresholds,
-                                             const PairLayout& layout, double fraction,
-                                             const TensorName& name, const FitOptions& options) {
+// All bits of one outlier fraction, and where the weight that they were fitted to lies.
+formats::OutlierSet fit_datatypes(const CapturedTokens& tokens, const Thresholds& thresholds,
+                                  const PairLayout& layout, double fraction, const TensorName& name,
+                                  const FitOptions& options) {
   const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
   auto source = std::make_unique<FitSource>(tokens, thresholds, layout, weighting, options.threads);
   if (source->inliers() == 0) {
@@ -102,7 +103,10 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedTokens& tokens, const
   const std::vector<int> counts = cluster_counts(options.bits);
   const std::vector<kmeans::Solution> solutions = kmeans::solve_all(*source, counts, 0.0, options.threads);
 
-  std::vector<formats::Datatype> datatypes;
+  formats::OutlierSet set;
+  set.fraction = fraction;
+  set.histogram = weight_histogram(*source, options.threads);
+  std::vector<formats::Datatype>& datatypes = set.datatypes;
   std::vector<std::vector<float>> centroids;
   for (std::size_t i = 0; i < solutions.size(); ++i) {
     formats::Datatype datatype;
@@ -119,10 +123,53 @@ std::vector<formats::Datatype> fit_datatypes(const CapturedTokens& tokens, const
     datatypes[i].qnorm_scale = norms[i].scale;
     datatypes[i].qnorm_offset = norms[i].offset;
   }
-  return datatypes;
+  return set;
 }
 
-formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, int layer, const FitOptions& options) {
+// Each fraction's thresholds, and the datatypes of what lies within.
+std::vector<formats::OutlierSet> fit_sets(const CapturedTokens& tokens,
+                                          const std::vector<Thresholds>& thresholds, const PairLayout& layout,
+                                          const TensorName& name, const FitOptions& options) {
+  std::vector<formats::OutlierSet> sets;
+  for (std::size_t f = 0; f < options.outliers.size(); ++f) {
+    check_half_range(tokens, thresholds[f], name, layout);
+    formats::OutlierSet set =
+        fit_datatypes(tokens, thresholds[f], layout, options.outliers[f], name, options);
+    if (layout.by_channel()) {
+      set.lower = thresholds[f].lower;
+      set.upper = thresholds[f].upper;
+    }
+    sets.push_back(std::move(set));
+  }
+  return sets;
+}
+
+// As the tensor's own, with the sinks among the others.
+std::vector<formats::OutlierSet> fit_with_sinks(const CapturedTensor& tensor, const PairLayout& layout,
+                                                const TensorName& name, const FitOptions& options) {
+  const CapturedTokens tokens(tensor, tensor.with_sinks());
+  return fit_sets(tokens, find_thresholds(tokens, layout, options.outliers, options.threads), layout, name,
+                  options);
+}
+
+std::vector<formats::OutlierSet> rotated_thresholds(const CapturedTensor& rotated, const PairLayout& layout,
+                                                    const TensorName& name, const FitOptions& options) {
+  const CapturedTokens tokens(rotated, rotated.with_sinks());
+  std::vector<formats::OutlierSet> sets;
+  for (const Thresholds& found : find_thresholds(tokens, layout, options.outliers, options.threads)) {
+    check_half_range(tokens, found, name, layout);
+    formats::OutlierSet set;
+    set.fraction = options.outliers[sets.size()];
+    set.lower = found.lower;
+    set.upper = found.upper;
+    sets.push_back(std::move(set));
+  }
+  return sets;
+}
+
+// rotated: the same after RoPE, null where it was not captured.
+formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const CapturedTensor* rotated, int layer,
+                                   const FitOptions& options) {
   const CapturedTokens tokens(tensor);
   const TensorName name{layer, tensor.tensor.name};
   const PairLayout layout{tensor.tensor.thresholds, tensor.tensor.channels(),
@@ -132,16 +179,10 @@ formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, int layer, cons
   codebook.fisher_channel = fisher_channel(tokens, options.threads);
   const std::vector<Thresholds> thresholds =
       find_thresholds(tokens, layout, options.outliers, options.threads);
-  for (std::size_t f = 0; f < options.outliers.size(); ++f) {
-    check_half_range(tokens, thresholds[f], name, layout);
-    formats::OutlierSet set;
-    set.fraction = options.outliers[f];
-    if (layout.by_channel()) {
-      set.lower = thresholds[f].lower;
-      set.upper = thresholds[f].upper;
-    }
-    set.datatypes = fit_datatypes(tokens, thresholds[f], layout, set.fraction, name, options);
-    codebook.outliers.push_back(std::move(set));
+  codebook.outliers = fit_sets(tokens, thresholds, layout, name, options);
+  if (options.ablation) {
+    codebook.with_sinks = fit_with_sinks(tensor, layout, name, options);
+    if (rotated != nullptr) codebook.rotated = rotated_thresholds(*rotated, layout, name, options);
   }
   const auto widest = std::max_element(options.outliers.begin(), options.outliers.end());
   codebook.halves = compare_halves(
@@ -157,8 +198,12 @@ formats::LayerCodebook fit_layer(const LayerCapture& capture, const LayerConfig&
   fit.index = capture.layer;
   fit.rope_json = layer.rope_json;
   fit.window = layer.window;
-  for (const CapturedTensor& tensor : capture.tensors)
-    fit.tensors.push_back(fit_tensor(tensor, capture.layer, options));
+  for (const CapturedTensor& tensor : capture.tensors) {
+    const auto rotated = std::ranges::find_if(
+        capture.rotated, [&](const CapturedTensor& other) { return other.tensor == tensor.tensor; });
+    fit.tensors.push_back(
+        fit_tensor(tensor, rotated == capture.rotated.end() ? nullptr : &*rotated, capture.layer, options));
+  }
   return fit;
 }
 

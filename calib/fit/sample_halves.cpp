@@ -49,7 +49,7 @@ double datatype_excess(const FitSource& first, const FitSource& second, int clus
 formats::SampleAgreement compare_halves(const CapturedTensor& tensor, const Thresholds& whole,
                                         const PairLayout& layout, const FitOptions& options) {
   formats::SampleAgreement agreement;
-  const std::int64_t tokens = tensor.x.tokens();
+  const std::int64_t tokens = tensor.tokens().size();
   if (tokens < 2) return agreement;
   const CapturedTokens parts[2] = {{tensor, {0, tokens / 2}}, {tensor, {tokens / 2, tokens}}};
   const std::vector<double> fraction = {*std::max_element(options.outliers.begin(), options.outliers.end())};

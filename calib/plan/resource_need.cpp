@@ -54,8 +54,8 @@ WeightSizes weight_sizes(const RunShape& run, const std::vector<TensorSpec>& spe
 
 /// What one layer makes a run hold, beside its weights: the most of any layer.
 struct LayerSizes {
-  // Numbers that a token leaves in the cache.
-  std::int64_t cached = 0;
+  // Numbers that a token leaves in the cache, and those of them that may be rotated.
+  std::int64_t cached = 0, rotated = 0;
   // Pairs of thresholds that are found for a token, at most.
   std::int64_t token_scopes = 0;
   // For a sample, of attention with a window: it works in blocks, which the few tokens of the probe do not
@@ -70,12 +70,16 @@ LayerSizes largest_sizes(const RunShape& run) {
     LayerSizes sizes;
     for (const formats::CachedTensor& tensor : run.model.cache(l)) {
       sizes.cached += tensor.channels();
-      if (tensor.thresholds == formats::ThresholdScope::token) sizes.token_scopes += tensor.heads;
+      if (tensor.thresholds == formats::ThresholdScope::token)
+        sizes.token_scopes += tensor.heads;
+      else
+        sizes.rotated += tensor.channels();
     }
     const LayerConfig& layer = run.model.config().layers[static_cast<std::size_t>(l)];
     const bool windowed = layer.window > 0 && layer.window < run.seqlen;
     if (windowed) sizes.window_bytes = 4 * run.seqlen * layer.num_attention_heads * layer.head_dim * element;
     most.cached = std::max(most.cached, sizes.cached);
+    most.rotated = std::max(most.rotated, sizes.rotated);
     most.token_scopes = std::max(most.token_scopes, sizes.token_scopes);
     most.window_bytes = std::max(most.window_bytes, sizes.window_bytes);
   }
@@ -109,7 +113,7 @@ double thread_seconds(const RunShape& run, const RemainingWork& left, const Bloc
   }
   const auto fits = static_cast<double>(std::count(left.fit.begin(), left.fit.end(), true));
   seconds += fits * tokens * static_cast<double>(largest_sizes(run).cached * run.outlier_fractions) *
-             kFitSecondsPerValue;
+             kFitSecondsPerValue * (run.ablation ? 2 : 1);
   return seconds;
 }
 
@@ -140,7 +144,9 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const LayerSizes sizes = largest_sizes(run);
   const std::int64_t layer_weights = largest_layer(run).bytes;
   const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
-  const std::int64_t capture = tokens * sizes.cached * element * (run.with_gradients ? 2 : 1);
+  const std::int64_t numbers =
+      sizes.cached * (run.with_gradients ? 2 : 1) + (run.ablation ? sizes.rotated : 0);
+  const std::int64_t capture = tokens * numbers * element;
   const StageNeed forward{
       "forward", layer_weights,
       lanes * (probe.forward_bytes.at(seqlen) + sizes.window_bytes + run.lane_bytes + kLaneBytes), 0, 0};

@@ -40,9 +40,12 @@ class TensorStorage {
   virtual ~TensorStorage() = default;
   /// Where on its way to attention the tensor is taken.
   [[nodiscard]] virtual fisher::CachePoint point() const = 0;
-  /// x: [tokens, channels], finite: a sequence from its start. read, of the same size: what it comes back as.
-  /// Runs on the calling thread. Throws InvalidInput naming token and channel where a number cannot be stored.
-  virtual StorageUse store(std::span<const float> x, std::span<float> read) const = 0;
+  /// Whether what a token comes back as depends on itself and its place alone, not on those around it.
+  [[nodiscard]] virtual bool by_token() const { return false; }
+  /// x: [tokens, channels], finite: a sequence from its token `first` on; 0, its start, unless by_token().
+  /// read, of the same size: what it comes back as. Runs on the calling thread. Throws InvalidInput naming token,
+  /// counted from `first`, and channel where a number cannot be stored.
+  virtual StorageUse store(std::int64_t first, std::span<const float> x, std::span<float> read) const = 0;
   /// What the layer needs of tables, once for all sequences.
   [[nodiscard]] virtual std::int64_t static_bytes() const { return 0; }
   /// The share of numbers that the calibration kept apart: what the outliers met are set beside.

@@ -14,7 +14,7 @@ std::span<const float> numbers(const at::Tensor& x) {
 StorageUse store(const LayerStorages& storages, std::size_t tensor, std::int64_t window,
                  std::span<const float> x, std::span<float> read) {
   try {
-    return storages.storages[tensor]->store(x, read);
+    return storages.storages[tensor]->store(0, x, read);
   } catch (const base::InvalidInput& error) {
     throw base::InvalidInput(base::concat(storages.method, ", layer ", storages.layer, ", ",
                                           storages.tensors[tensor].name, "s of window ", window, ": ",

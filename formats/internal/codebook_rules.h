@@ -11,6 +11,10 @@ namespace kvcal::formats {
 
 inline constexpr std::string_view kCodebookFormat = "kvcal-codebook";
 
+/// What follows a tensor's path in those of its statistics for the ablation.
+inline constexpr const char* kWithSinks = "/with_sinks";
+inline constexpr const char* kRotated = "_rope";
+
 /// "/layers/0000"
 [[nodiscard]] std::string layer_path(int index);
 

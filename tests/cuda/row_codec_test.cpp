@@ -127,18 +127,6 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RowCodec,
                                          RowsCase{3, 13, 0.1}, RowsCase{4, 9, 0.01}, RowsCase{3, 1, 0},
                                          RowsCase{4, 24, 0.3, 4}));
 
-TEST(RowCodecOf, GoldenBytes) {
-  // Codes 0 to 7 at 3 bits are the bytes 88 c6 fa; a row begins at a byte of its own.
-  const Datatype datatype = make_datatype(std::vector<float>{-1, -0.7F, -0.4F, -0.1F, 0.1F, 0.4F, 0.7F, 1});
-  const std::vector<float> row = {-1, -0.7F, -0.4F, -0.1F, 0.1F, 0.4F, 0.7F, 1, -1, 1};
-  std::vector<float> x = row;
-  x.insert(x.end(), row.begin(), row.end());
-  const PackedRows packed = encode_values(x, row.size(), {}, datatype, {});
-  EXPECT_EQ(packed.codes, (std::vector<std::uint8_t>{0x88, 0xc6, 0xfa, 0x38, 0x88, 0xc6, 0xfa, 0x38}));
-  EXPECT_EQ(packed.affines, (std::vector<Affine>(2, {0x3c00, 0})));
-  EXPECT_EQ(packed.bytes(), 2U * (4 + 4));
-}
-
 TEST(RowCodecOf, AllSinksAndNoTokens) {
   const Datatype datatype = some_datatype(2);
   const std::vector<float> x = some_rows(10, 4);

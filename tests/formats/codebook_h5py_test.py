@@ -78,7 +78,7 @@ def test_a_host_programs_own_file_is_flushed_at_its_exit(path, tmp_path):
 def test_names_types_and_values(path):
     with h5py.File(path, "r") as file:
         assert file.attrs["format"] == b"kvcal-codebook"
-        assert file.attrs["schema_major"] == 1 and file.attrs["schema_minor"] == 0
+        assert file.attrs["schema_major"] == 1 and file.attrs["schema_minor"] == 1
         assert file.attrs["complete"] == 1 and file.attrs["complete"].dtype == np.uint8
         assert list(file) == ["calibration", "layers", "model"]
         assert list(file["layers"]) == ["0000", "0002"]
@@ -92,9 +92,11 @@ def test_names_types_and_values(path):
         assert file["calibration"].attrs["seed"] == -7
         layer = file["layers/0000"]
         assert [int(layer.attrs[n]) for n in ("kv_heads", "key_dim", "value_dim", "window")] == [2, 4, 3, 0]
-        assert list(layer["key"]) == ["fisher_channel", "outliers_0", "outliers_0.01"]
-        assert list(layer["key/outliers_0.01"]) == ["lower", "nuq2", "nuq3", "upper"]
-        assert list(layer["value/outliers_0.01"]) == ["nuq2", "nuq3"]
+        assert list(layer["key"]) == ["fisher_channel", "outliers_0", "outliers_0.01", "with_sinks"]
+        assert list(layer["key/outliers_0.01"]) == ["histogram", "lower", "nuq2", "nuq3", "upper"]
+        assert list(layer["key/with_sinks/outliers_0"]) == ["histogram", "lower", "nuq2", "nuq3", "upper"]
+        assert list(layer["key_rope/outliers_0.01"]) == ["lower", "upper"]
+        assert list(layer["value/outliers_0.01"]) == ["histogram", "nuq2", "nuq3"]
         assert layer["value/fisher_channel"].shape == (6,)
         np.testing.assert_allclose(layer["key/outliers_0.01/lower"], -3.5 + 0.1 * np.arange(8), rtol=1e-6)
         centroids = layer["key/outliers_0.01/nuq3/centroids"]
@@ -107,7 +109,7 @@ def test_every_dataset_is_float32_with_fletcher32(path):
     seen = []
     with h5py.File(path, "r") as file:
         file.visititems(lambda name, item: seen.append(item) if isinstance(item, h5py.Dataset) else None)
-        assert len(seen) == 2 * (2 + 2 * 2 + 2 * 2 * 2)
+        assert len(seen) == 2 * (2 + 2 * (2 * 2 + 2 * 2 * 2 + 2 * 2) + 2 * 2)
         for dataset in seen:
             assert dataset.fletcher32 and dataset.dtype == np.dtype("<f4"), dataset.name
 
@@ -123,7 +125,7 @@ def reseal(file):
 
 def test_what_a_newer_minor_version_adds_is_passed_over_but_hashed(path):
     with h5py.File(path, "r+") as file:
-        file.attrs["schema_minor"] = 1
+        file.attrs["schema_minor"] = 2
         file["layers/0000/key/outliers_0.01/nuq3"].create_dataset("scale", data=np.ones(8, "f4"), fletcher32=True)
         file["layers/0000"].attrs["note"] = "text of variable length"
         file.create_group("extra").attrs["list"] = np.arange(3)

@@ -38,7 +38,13 @@ inline TensorCodebook sample_tensor(const CachedTensor& described, float seed) {
       datatype.weights = bits == 2 ? "uniform" : "fisher";
       set.datatypes.push_back(datatype);
     }
+    set.histogram = ramp(kHistogramBins, 0, 1.0F / 8128);
     tensor.outliers.push_back(set);
+    tensor.with_sinks.push_back(set);
+    if (set.lower.empty()) continue;
+    set.histogram.clear();
+    set.datatypes.clear();
+    tensor.rotated.push_back(set);
   }
   return tensor;
 }

@@ -88,7 +88,8 @@ class BlockStorage final : public TensorStorage {
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 
-  StorageUse store(std::span<const float> x, std::span<float> read) const override {
+  [[nodiscard]] bool by_token() const override { return true; }
+  StorageUse store(std::int64_t /*first*/, std::span<const float> x, std::span<float> read) const override {
     StorageUse use;
     use.values = static_cast<std::int64_t>(x.size());
     for (std::size_t i = 0; i < x.size(); i += kBlock) {

@@ -58,7 +58,7 @@ class Float8Storage final : public TensorStorage {
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 
   // In place: each number is a byte of its own.
-  StorageUse store(std::span<const float> x, std::span<float> read) const override {
+  StorageUse store(std::int64_t /*first*/, std::span<const float> x, std::span<float> read) const override {
     for (std::size_t i = 0; i < x.size(); ++i) read[i] = e4m3_to_float(float_to_e4m3(x[i]));
     StorageUse use;
     use.values = static_cast<std::int64_t>(x.size());

@@ -73,7 +73,7 @@ class KiviStorage final : public TensorStorage {
     return scope_ == ThresholdScope::channel ? fisher::CachePoint::rotated : fisher::CachePoint::cached;
   }
 
-  StorageUse store(std::span<const float> x, std::span<float> read) const override {
+  StorageUse store(std::int64_t /*first*/, std::span<const float> x, std::span<float> read) const override {
     const std::size_t tokens = x.size() / channels_;
     const std::size_t quantised = quantised_tokens(tokens) * channels_;
     StorageUse use;

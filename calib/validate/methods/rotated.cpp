@@ -124,7 +124,8 @@ class RotatedStorage final : public TensorStorage {
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 
   // The codes of all vectors are one stream: 8 divides dim, so that each vector starts a byte.
-  StorageUse store(std::span<const float> x, std::span<float> read) const override {
+  [[nodiscard]] bool by_token() const override { return true; }
+  StorageUse store(std::int64_t /*first*/, std::span<const float> x, std::span<float> read) const override {
     std::vector<std::uint16_t> norms(x.size() / dim_);
     std::vector<std::uint8_t> codes(x.size());
     std::vector<float> unit(dim_);

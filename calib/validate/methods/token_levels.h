@@ -18,6 +18,9 @@ namespace kvcal::calib {
 [[nodiscard]] std::unique_ptr<CacheMethod> make_token_levels(std::string_view name, std::string_view prefix,
                                                              std::vector<float> (*levels)(int bits));
 
+/// 2^bits numbers at equal distances from -1 to 1.
+[[nodiscard]] std::vector<float> uniform_levels(int bits);
+
 /// The three names.
 [[nodiscard]] std::vector<std::string> token_levels_names(std::string_view prefix);
 

@@ -145,7 +145,7 @@ class ToyFamilyTest : public testing::Test {
           return fit;
         },
         [&](int layer) { passes.layer_done(layer); }, kThreads);
-    Capturer capturer(session_, kSinks, true, left.last_visited(), fits);
+    Capturer capturer(session_, {.sinks = kSinks}, left.last_visited(), fits);
     passes.backward(capturer);
     fits.wait();
     passes.end_backward();

@@ -30,7 +30,7 @@ struct Stored {
 
 Stored store(const char* method, const formats::CachedTensor& tensor, const std::vector<float>& x) {
   Stored stored{std::vector<float>(x.size(), NAN), {}};
-  stored.use = make_method(method, nullptr)->storage(0, tensor)->store(x, stored.read);
+  stored.use = make_method(method, nullptr)->storage(0, tensor)->store(0, x, stored.read);
   EXPECT_EQ(stored.use.values, static_cast<std::int64_t>(x.size()));
   EXPECT_EQ(stored.use.outliers, 0);
   return stored;

@@ -1,0 +1,86 @@
+#include "calib/validate/methods/codec_storage.h"
+
+#include <algorithm>
+
+namespace kvcal::calib {
+namespace {
+
+class CodecStorage : public TensorStorage {
+ public:
+  CodecStorage(const CodecOptions& options, double outliers) : options_(options), outliers_(outliers) {}
+
+  [[nodiscard]] fisher::CachePoint point() const override { return options_.point; }
+  [[nodiscard]] bool by_token() const override { return true; }
+  [[nodiscard]] double outlier_fraction() const override { return outliers_; }
+  [[nodiscard]] std::int64_t static_bytes() const override { return options_.table_bytes; }
+
+ protected:
+  [[nodiscard]] const codec::Datatype& datatype() const { return options_.datatype; }
+  [[nodiscard]] codec::RowOptions rows(std::int64_t first) const {
+    const auto passed = static_cast<std::size_t>(first);
+    return {.sinks = options_.sinks - std::min(options_.sinks, passed), .threads = 1};
+  }
+  [[nodiscard]] static StorageUse use_of(const codec::PackedRows& packed) {
+    return {static_cast<std::int64_t>(packed.bytes()),
+            static_cast<std::int64_t>(packed.tokens * packed.channels),
+            static_cast<std::int64_t>(packed.rows() * packed.channels),
+            static_cast<std::int64_t>(packed.outliers.size())};
+  }
+
+ private:
+  CodecOptions options_;
+  double outliers_;
+};
+
+class ChannelStorage final : public CodecStorage {
+ public:
+  ChannelStorage(const CodecOptions& options, const std::vector<float>& lower,
+                 const std::vector<float>& upper, double outliers)
+      : CodecStorage(options, outliers), normaliser_(lower, upper, outliers) {}
+
+  StorageUse store(std::int64_t first, std::span<const float> x, std::span<float> read) const override {
+    const codec::PackedRows packed = codec::encode_keys(x, normaliser_, datatype(), rows(first));
+    codec::decode_keys(packed, normaliser_, datatype(), read, 1);
+    return use_of(packed);
+  }
+
+  [[nodiscard]] std::int64_t static_bytes() const override {
+    // Scale and zero in fp16, and where outliers are kept the two thresholds in float32.
+    const std::int64_t channel =
+        static_cast<std::int64_t>(sizeof(codec::Affine)) + (outlier_fraction() > 0 ? 8 : 0);
+    return CodecStorage::static_bytes() + static_cast<std::int64_t>(normaliser_.channels()) * channel;
+  }
+
+ private:
+  codec::KeyNormaliser normaliser_;
+};
+
+class TokenStorage final : public CodecStorage {
+ public:
+  TokenStorage(const CodecOptions& options, std::size_t channels, const codec::ValueOptions& value)
+      : CodecStorage(options, value.outlier_fraction), channels_(channels), value_(value) {}
+
+  StorageUse store(std::int64_t first, std::span<const float> x, std::span<float> read) const override {
+    const codec::PackedRows packed = codec::encode_values(x, channels_, value_, datatype(), rows(first));
+    codec::decode_values(packed, datatype(), read, 1);
+    return use_of(packed);
+  }
+
+ private:
+  std::size_t channels_;
+  codec::ValueOptions value_;
+};
+
+}  // namespace
+
+std::unique_ptr<TensorStorage> channel_storage(const CodecOptions& options, const std::vector<float>& lower,
+                                               const std::vector<float>& upper, double outliers) {
+  return std::make_unique<ChannelStorage>(options, lower, upper, outliers);
+}
+
+std::unique_ptr<TensorStorage> token_storage(const CodecOptions& options, std::size_t channels,
+                                             const codec::ValueOptions& value) {
+  return std::make_unique<TokenStorage>(options, channels, value);
+}
+
+}  // namespace kvcal::calib

@@ -1,0 +1,31 @@
+// calib/validate/methods/codec_storage.h: storages through the packed codec (cuda/row_codec.h), whatever their levels
+// and where their thresholds come from.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "calib/validate/cache_method.h"
+#include "cuda/row_codec.h"
+
+namespace kvcal::calib {
+
+struct CodecOptions {
+  codec::Datatype datatype;
+  fisher::CachePoint point = fisher::CachePoint::cached;
+  std::size_t sinks = 0;         ///< first tokens of a sequence, kept in fp16
+  std::int64_t table_bytes = 0;  ///< of the datatype, where the layer must hold it
+};
+
+/// Thresholds by channel: lower and upper [channels], and the share of numbers beyond them that is kept apart.
+[[nodiscard]] std::unique_ptr<TensorStorage> channel_storage(const CodecOptions& options,
+                                                             const std::vector<float>& lower,
+                                                             const std::vector<float>& upper,
+                                                             double outliers);
+
+/// Thresholds found in each token, for each of its groups.
+[[nodiscard]] std::unique_ptr<TensorStorage> token_storage(const CodecOptions& options, std::size_t channels,
+                                                           const codec::ValueOptions& value);
+
+}  // namespace kvcal::calib
