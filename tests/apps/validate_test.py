@@ -231,6 +231,36 @@ def test_methods_that_there_are_not(codebook):
     refused(kvcal(*small_run("--methods", "int3,int3")), 2, "int3 twice")
 
 
+@pytest.mark.parametrize("name", ["int3-channel", "int3-channel-rope", "nuq3-nosink", "nuq3-1%-nosink"])
+def test_methods_that_need_an_ablation_codebook(codebook, name):
+    refused(kvcal(*small_run("-c", codebook, "--methods", name)), 1, name, "--ablation")
+
+
+def test_inspect_shows_what_the_ablation_added(codebook, tmp_path):
+    out = tmp_path / "ablation.h5"
+    result = kvcal("calibrate", "-m", MODEL, "-f", CALIBRATED, "-o", out, "--samples", 2, "--seqlen", 64, "--ablation",
+                   "--quiet")
+    assert result.returncode == 0, result.stderr
+
+    def first_layer(file):
+        return json.loads(kvcal("inspect", file, "--json", "-").stdout)["layers"][0]
+    layer, plain = first_layer(out), first_layer(codebook)
+    for kind in ("key", "value"):
+        fits = {"outliers": layer[kind]["outliers"], "with_sinks": layer[kind]["with_sinks"]}
+        for name, sets in fits.items():
+            assert [one["fraction"] for one in sets] == [0, 0.01], name
+            for one in sets:
+                assert len(one["histogram"]) == 128 and sum(one["histogram"]) == pytest.approx(1, abs=1e-5)
+                assert [len(datatype["centroids"]) for datatype in one["datatypes"]] == [4, 8, 16]
+                assert ("lower" in one, "upper" in one) == ((True, True) if kind == "key" else (False, False))
+        assert fits["outliers"] != fits["with_sinks"]
+        assert not {"with_sinks", "rope"} & set(plain[kind]) and "histogram" in plain[kind]["outliers"][0]
+    assert "rope" not in layer["value"]
+    assert [one["fraction"] for one in layer["key"]["rope"]] == [0, 0.01]
+    for one in layer["key"]["rope"]:
+        assert set(one) == {"fraction", "lower", "upper"} and len(one["lower"]) == len(one["upper"]) == CHANNELS
+
+
 def test_wrong_usage(codebook):
     refused(kvcal("validate"), 2, "--model is missing")
     refused(kvcal("validate", "-m", MODEL), 2, "--text is missing")

@@ -3,7 +3,9 @@ values as the engine sees them, gradients from transformers in double, datatypes
 
 import os
 import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -25,10 +27,16 @@ KINDS = ("key", "value")
 FITTED = (0, 3)
 # Of objectives: the run takes gradients in float32.
 OBJECTIVE_TOLERANCE = 5e-6
+# Parts of [-1, 1], and how far a part's share of the weight may lie off: gradients are taken in float32, and a point at the
+# edge of two parts may fall in either.
+BINS, SHARE_TOLERANCE = 128, 1e-5
 
 # The runs, each with what it asks for beside --sinks, --outliers and --bits.
 RUNS = {"plain": (), "head": ("--value-scope", "head"), "unscaled": ("--fisher-scale", "none"),
-        "insensitive": ("--sensitivity", "none")}
+        "insensitive": ("--sensitivity", "none"), "ablation": ("--ablation",)}
+# Which kinds' datatypes are fitted anew, of which run.
+FITS = [("plain", "key"), ("plain", "value"), ("head", "value"), ("unscaled", "key"), ("unscaled", "value"),
+        ("insensitive", "key"), ("insensitive", "value"), ("ablation", "key"), ("ablation", "value")]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,28 @@ def gradients(folder):
     return {at: np.stack([output.grad[0].numpy() for output in outputs]) for at, outputs in kept.items()}
 
 
+@pytest.fixture(scope="module")
+def rotated(folder):
+    """layer -> [samples, tokens, channels] in double: keys after RoPE."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float64, attn_implementation="eager")
+    modeling = sys.modules[type(model).__module__]
+    rope, kept = modeling.apply_rotary_pos_emb, []
+
+    def rope_and_keep(*arguments, **named):
+        """Called once for each layer, in their order; k: [samples, kv_heads, tokens, head_dim]."""
+        q, k = rope(*arguments, **named)
+        kept.append(k.transpose(1, 2).flatten(2).numpy())
+        return q, k
+    with torch.no_grad(), mock.patch.object(modeling, "apply_rotary_pos_emb", rope_and_keep):
+        model(torch.from_numpy(np.load(folder / "tokens.npy").astype(np.int64)), use_cache=False)
+    assert len(kept) == LAYERS
+    return dict(enumerate(kept))
+
+
+def every_token(x):
+    return x.reshape(-1, x.shape[-1])
+
+
 def without_sinks(x):
     return x[:, SINKS:].reshape(-1, x.shape[-1])
 
@@ -107,6 +137,23 @@ def points_and_weights(x, squares, fraction, groups, scaled):
     inside = (x >= low) & (x <= high)
     weights = squares * span**2 if scaled else squares
     return ((x - zero) / span)[inside], weights[inside], np.count_nonzero(~inside)
+
+
+def fitted(books, captured, gradients, name, kind, fraction, layer):
+    """What a run stored of a fit; the points and the weights that it was to; how many elements were left out."""
+    # The ablation's own fits are those that count sinks.
+    tokens, path = (every_token, f"{kind}/with_sinks") if name == "ablation" else (without_sinks, kind)
+    x = tokens(captured[kind, layer])
+    squares = np.ones_like(x) if name == "insensitive" else tokens(gradients[kind, layer]) ** 2
+    groups = 0 if kind == "key" else KV_HEADS if name == "head" else 1
+    group = books[name][f"layers/{layer:04d}/{path}/outliers_{fraction:g}"]
+    return group, *points_and_weights(x, squares, fraction, groups, scaled=name != "unscaled")
+
+
+def shares(points, weights):
+    """Of all weight, by equal parts of [-1, 1]."""
+    parts = np.clip(np.floor((points + 1) / 2 * BINS), 0, BINS - 1).astype(int)
+    return np.bincount(parts, weights, minlength=BINS) / weights.sum()
 
 
 def optimal_objectives(points, weights, most):
@@ -147,21 +194,62 @@ def test_the_dynamic_programming_is_right_on_a_small_case():
     np.testing.assert_allclose(optimal_objectives(points, weights, 3)[2], least, rtol=1e-12)
 
 
+def threshold_differences(group, rows, fraction):
+    """Of each channel's stored thresholds from its quantiles over rows, the larger."""
+    low, high = np.quantile(rows, [fraction / 2, 1 - fraction / 2], axis=0)
+    return np.maximum(np.abs(group["lower"][:] - low), np.abs(group["upper"][:] - high))
+
+
 @pytest.mark.parametrize("layer", range(LAYERS))
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_thresholds_leave_out_the_first_tokens_of_each_sample(books, captured, layer, fraction):
     x = captured["key", layer]
     group = books["plain"][f"layers/{layer:04d}/key/outliers_{fraction:g}"]
-    low, high = (group[name][:].astype(np.float64) for name in ("lower", "upper"))
     tolerance = 1e-6 * np.ptp(without_sinks(x), axis=0)
-
-    def differences(rows):
-        expected = np.quantile(rows, [fraction / 2, 1 - fraction / 2], axis=0)
-        return np.maximum(np.abs(low - expected[0]), np.abs(high - expected[1])) / tolerance
-    assert differences(without_sinks(x)).max() <= 1
+    assert (threshold_differences(group, without_sinks(x), fraction) / tolerance).max() <= 1
     # So would not pass what leaves out others, or none.
-    assert differences(without_the_last(x)).max() > 100
-    assert differences(x.reshape(-1, x.shape[-1])).max() > 100
+    for others in (without_the_last(x), every_token(x)):
+        assert (threshold_differences(group, others, fraction) / tolerance).max() > 100
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_thresholds_of_the_ablation_count_every_token(books, captured, rotated, layer, fraction):
+    """Before RoPE and after it; there transformers computes in double what the run does in float32."""
+    before, after = captured["key", layer], rotated[layer]
+    for path, x, near, other in (("key/with_sinks", before, 1e-6, after), ("key_rope", after, 1e-5, before)):
+        group = books["ablation"][f"layers/{layer:04d}/{path}/outliers_{fraction:g}"]
+        tolerance = near * np.ptp(every_token(x), axis=0)
+        assert (threshold_differences(group, every_token(x), fraction) / tolerance).max() <= 1
+        # So would not pass what leaves sinks out, or the keys at the other side of RoPE.
+        for others in (without_sinks(x), every_token(other)):
+            assert (threshold_differences(group, others, fraction) / tolerance).max() > 100
+
+
+def test_the_ablation_adds_to_the_file_and_changes_nothing_in_it(books):
+    def datasets(name):
+        paths = []
+        books[name]["layers"].visit(paths.append)
+        items = {path: books[name]["layers"][path] for path in paths}
+        return {path: item for path, item in items.items() if isinstance(item, h5py.Dataset)}
+    plain, ablation = datasets("plain"), datasets("ablation")
+    added = ablation.keys() - plain.keys()
+    assert plain.keys() <= ablation.keys()
+    assert {path.split("/outliers_")[0] for path in added} == {
+        f"{layer:04d}/{what}" for layer in range(LAYERS) for what in ("key/with_sinks", "value/with_sinks", "key_rope")}
+    assert not any("with_sinks" in path or "_rope" in path for path in plain)
+    for path, item in plain.items():
+        np.testing.assert_array_equal(item[:], ablation[path][:], err_msg=path)
+        assert dict(item.attrs) == dict(ablation[path].attrs), path
+
+
+def test_the_ablation_needs_sinks(folder):
+    arguments = [BUILD / "bin" / "kvcal", "calibrate", "--model", BUNDLED, "--tokens", folder / "tokens.npy", "--out",
+                 folder / "none.h5", "--ablation", "--sinks", 0]
+    result = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result
+    assert "--ablation" in result.stderr and "--sinks" in result.stderr
+    assert not (folder / "none.h5").exists()
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
@@ -172,7 +260,7 @@ def test_fisher_channel_leaves_out_the_first_tokens_of_each_sample(books, gradie
         stored = books[name][f"layers/{layer:04d}/{kind}/fisher_channel"][:]
         np.testing.assert_allclose(stored, without_sinks(squares).sum(axis=0), rtol=1e-4)
     stored = books["plain"][f"layers/{layer:04d}/{kind}/fisher_channel"][:]
-    for others in (without_the_last(squares), squares.reshape(-1, squares.shape[-1])):
+    for others in (without_the_last(squares), every_token(squares)):
         assert np.abs(stored / others.sum(axis=0) - 1).max() > 0.01
     counts = books["insensitive"][f"layers/{layer:04d}/{kind}/fisher_channel"][:]
     np.testing.assert_array_equal(counts, SAMPLES * (SEQLEN - SINKS))
@@ -180,20 +268,41 @@ def test_fisher_channel_leaves_out_the_first_tokens_of_each_sample(books, gradie
 
 @pytest.mark.parametrize("layer", FITTED)
 @pytest.mark.parametrize("fraction", FRACTIONS)
-@pytest.mark.parametrize("name,kind", [("plain", "key"), ("plain", "value"), ("head", "value"), ("unscaled", "key"),
-                                       ("unscaled", "value"), ("insensitive", "key"), ("insensitive", "value")])
+@pytest.mark.parametrize("name,kind", FITS)
+def test_histograms_are_of_the_weight(books, captured, gradients, name, kind, fraction, layer):
+    group, points, weights, _ = fitted(books, captured, gradients, name, kind, fraction, layer)
+    stored = group["histogram"][:]
+    assert (stored.dtype, stored.shape) == (np.float32, (BINS,))
+    np.testing.assert_allclose(stored, shares(points, weights), rtol=0, atol=SHARE_TOLERANCE)
+    # Points that count alike, or parts that begin elsewhere, would not do.
+    for other in (shares(points, np.ones_like(weights)), shares(points + 1 / BINS, weights)):
+        assert np.abs(stored - other).max() > 50 * SHARE_TOLERANCE
+
+
+@pytest.mark.parametrize("layer", FITTED)
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_of_the_ablation_are_others(books, kind, fraction, layer):
+    """What tells the fits that count sinks from those that do not: neither would pass for the other above."""
+    tensor, name = books["ablation"][f"layers/{layer:04d}/{kind}"], f"outliers_{fraction:g}"
+    assert np.abs(tensor[name]["histogram"][:] - tensor["with_sinks"][name]["histogram"][:]).max() > 50 * SHARE_TOLERANCE
+    for bits in BITS:
+        own, counted = (tensor[f"{path}/nuq{bits}/centroids"].attrs["objective"] for path in (name, f"with_sinks/{name}"))
+        assert abs(counted / own - 1) > 100 * OBJECTIVE_TOLERANCE
+
+
+@pytest.mark.parametrize("layer", FITTED)
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("name,kind", FITS)
 def test_datatypes_reach_the_optimum(books, captured, gradients, name, kind, fraction, layer):
-    x = without_sinks(captured[kind, layer])
     insensitive = name == "insensitive"
-    squares = np.ones_like(x) if insensitive else without_sinks(gradients[kind, layer]) ** 2
-    groups = 0 if kind == "key" else KV_HEADS if name == "head" else 1
-    points, weights, left_out = points_and_weights(x, squares, fraction, groups, scaled=name != "unscaled")
+    group, points, weights, left_out = fitted(books, captured, gradients, name, kind, fraction, layer)
     assert (left_out > 0) == (fraction > 0)
     optima = optimal_objectives(points, weights, 1 << max(BITS))
     # Without gradients nothing but the arithmetic of the fit differs.
     near = 1e-9 if insensitive else OBJECTIVE_TOLERANCE
     for bits in BITS:
-        stored = books[name][f"layers/{layer:04d}/{kind}/outliers_{fraction:g}/nuq{bits}/centroids"]
+        stored = group[f"nuq{bits}/centroids"]
         centroids = stored[:].astype(np.float64)
         attributes = dict(stored.attrs)
         assert len(centroids) == 1 << bits and np.all(np.diff(centroids) > 0)

@@ -57,10 +57,25 @@ def by_token(levels):
     return Method(rotated=True, key=store, value=store)
 
 
-def from_codebook(book, bits, fraction, qnorm):
-    """nuq: keys by channel with the file's thresholds, values by token (or token and kv head) with thresholds found here."""
+def stored_thresholds(group):
+    return (torch.from_numpy(group[name][:]) for name in ("lower", "upper"))
+
+
+def by_channel(book, levels, rotated):
+    """int-channel: keys on the range that their channel had in calibration, before or after RoPE, sinks counted; what lies
+    beyond takes the end level. Values as in int."""
+    def key(layer, x):
+        group = book[f"layers/{layer:04d}/{'key_rope' if rotated else 'key/with_sinks'}/outliers_0"]
+        return on_levels(x, *stored_thresholds(group), levels)
+    return Method(rotated=rotated, key=key, value=by_token(levels).value)
+
+
+def from_codebook(book, bits, fraction, qnorm, no_sinks):
+    """nuq: keys by channel with the file's thresholds, values by token (or token and kv head) with thresholds found here.
+    no_sinks: from the statistics that count sinks, and none is kept exact."""
     calibration = book["calibration"].attrs
-    sinks = int(calibration["sinks"])
+    sinks = 0 if no_sinks else int(calibration["sinks"])
+    fit = f"{'/with_sinks' if no_sinks else ''}/outliers_{fraction:g}"
     scope = calibration["value_scope"]
     by_head = (scope.decode() if isinstance(scope, bytes) else scope) == "head"
 
@@ -75,8 +90,8 @@ def from_codebook(book, bits, fraction, qnorm):
         return result
 
     def key(layer, x):
-        group = book[f"layers/{layer:04d}/key/outliers_{fraction:g}"]
-        low, high = (torch.from_numpy(group[name][:]) for name in ("lower", "upper"))
+        group = book[f"layers/{layer:04d}/key{fit}"]
+        low, high = stored_thresholds(group)
         # In layer 0 a key hangs on its token alone, so a threshold often is the key of a frequent one, which is then inside:
         # without slack, the last bit of a sum would put each of its occurrences outside.
         return store(group, x, low, high, slack=1e-5 * (high - low))
@@ -85,7 +100,7 @@ def from_codebook(book, bits, fraction, qnorm):
         heads = int(book[f"layers/{layer:04d}"].attrs["kv_heads"]) if by_head else 1
         x = x.unflatten(1, (heads, -1))
         low, high = (torch.quantile(x, p, dim=2, keepdim=True) for p in (fraction / 2, 1 - fraction / 2))
-        return store(book[f"layers/{layer:04d}/value/outliers_{fraction:g}"], x, low, high).flatten(1)
+        return store(book[f"layers/{layer:04d}/value{fit}"], x, low, high).flatten(1)
 
     return Method(rotated=False, key=key, value=value)
 
@@ -140,9 +155,12 @@ def method(name, book):
     blocks = {"fp8": float8, "q8_0": q8_0, "q4_0": q4_0}
     if name in blocks:
         return Method(rotated=True, key=blocks[name], value=blocks[name])
-    kind, bits, percent, qnorm = re.fullmatch(r"(int|nf|nuq|kivi)(\d)(?:-([\d.]+)%)?(-qn)?", name).groups()
+    kind, bits, percent, way = re.fullmatch(r"(int|nf|nuq|kivi)(\d)(?:-([\d.]+)%)?(?:-(qn|nosink|channel|channel-rope))?",
+                                            name).groups()
     bits = int(bits)
     if kind == "nuq":
-        return from_codebook(book, bits, float(percent or 0) / 100, qnorm is not None)
+        return from_codebook(book, bits, float(percent or 0) / 100, qnorm=way == "qn", no_sinks=way == "nosink")
+    if way is not None:
+        return by_channel(book, uniform_levels(bits), rotated=way == "channel-rope")
     return {"int": lambda: by_token(uniform_levels(bits)), "nf": lambda: by_token(normal_float_levels(bits)),
             "kivi": lambda: kivi(bits)}[kind]()

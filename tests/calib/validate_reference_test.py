@@ -30,7 +30,9 @@ WINDOWS, SEQLEN = 4, 300
 CALIBRATION_WINDOWS, CALIBRATION_SEQLEN = 8, 256
 
 NUQ = [f"nuq{bits}{outliers}{qnorm}" for bits in (2, 3, 4) for outliers in ("", "-1%") for qnorm in ("", "-qn")]
-METHODS = ["fp", "int2", "int3", "int4", "nf2", "nf3", "nf4", *NUQ, "q8_0", "q4_0", "fp8", "kivi2", "kivi4"]
+ABLATION = ["int2-channel", "int3-channel-rope", "int3-channel", "int4-channel-rope", "nuq2-1%-nosink", "nuq3-nosink",
+            "nuq3-1%-nosink", "nuq4-nosink"]
+METHODS = ["fp", "int2", "int3", "int4", "nf2", "nf3", "nf4", *NUQ, *ABLATION, "q8_0", "q4_0", "fp8", "kivi2", "kivi4"]
 # Of those with standard errors beside them; the rest would say the same again.
 WITH_STDERR = ["fp", "int3", "nuq3", "nuq3-1%"]
 
@@ -46,7 +48,7 @@ class Case:
 
 CASES = {"bundled": Case("bundled", "token", METHODS), "TinyStories-656K": Case("TinyStories-656K", "token", METHODS),
          "stories260K-hf": Case("stories260K-hf", "token", ["fp"]),
-         "bundled-head": Case("bundled", "head", ["fp", "nuq2", "nuq3", "nuq3-1%", "nuq3-1%-qn"])}
+         "bundled-head": Case("bundled", "head", ["fp", "nuq2", "nuq3", "nuq3-1%", "nuq3-1%-qn", "nuq3-1%-nosink"])}
 
 
 def pairs(methods=None):
@@ -205,7 +207,7 @@ def make_case(what, scratch):
                                                   CALIBRATION_SEQLEN))
     kvcal("calibrate", "--model", folder, "--tokens", scratch / "calibrate.npy", "--out", scratch / "codebook.h5", "--samples",
           CALIBRATION_WINDOWS, "--seqlen", CALIBRATION_SEQLEN, "--bits", "2,3,4", "--outliers", "0,0.01", "--dtype", "float32",
-          "--value-scope", what.scope, "--threads", THREADS)
+          "--value-scope", what.scope, "--ablation", "--threads", THREADS)
     kvcal("validate", "--model", folder, "--codebook", scratch / "codebook.h5", "--tokens", scratch / "validate.npy", "--seqlen",
           SEQLEN, "--windows", WINDOWS, "--protocol", "kvcal", "--methods", ",".join(what.methods), "--dtype", "float32",
           "--json", scratch / "report.json", "--threads", THREADS)
