@@ -108,6 +108,25 @@ void add_measures(CommandLine& line, ValidateArguments& arguments) {
          methods_help())
       ->type_name("LIST")
       ->group(group);
+  app.add_option_function<std::string>(
+         "--generate",
+         [&options](const std::string& text) {
+           options.generate = parse_count(text, "--generate", 1, kMost);
+         },
+         "Also what decoding costs: the model writes so many tokens after each window's beginning, and every "
+         "method reads them one by one from its stored past")
+      ->type_name("N")
+      ->group(group);
+  app.add_option_function<Strings>(
+         "--passkey",
+         [&options](const Strings& values) {
+           for (const std::string& part : split_list(values, "--passkey"))
+             options.passkey.push_back(parse_count(part, "--passkey", 1, kMost));
+         },
+         "Also whether a number hidden in a text is found again, in prompts of these lengths in tokens, such "
+         "as 1024,4096,16384")
+      ->type_name("LIST")
+      ->group(group);
   app.add_flag(
          "--per-layer-kl", options.per_layer_kl,
          "Also the divergence that each layer's keys alone, and its values alone, cause: half a pass each")

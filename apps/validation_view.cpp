@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <span>
 #include <vector>
 
 #include "apps/sizes.h"
@@ -24,12 +25,30 @@ Json tensor_json(const calib::TensorReport& tensor) {
                {"weighted", tensor.weighted ? number(*tensor.weighted) : Json(nullptr)},
                {"outliers_observed", number(tensor.outliers_observed)},
                {"outliers_nominal", number(tensor.outliers_nominal)}};
+  if (tensor.attention_agreement) json["attention_agreement"] = number(*tensor.attention_agreement);
   if (tensor.alone) {
     json["kld_mean"] = number(tensor.alone->divergence_mean);
     json["kld_stderr"] = number(tensor.alone->divergence_stderr);
     json["kld_p99"] = number(tensor.alone->divergence_p99);
   }
   return json;
+}
+
+Json decoding_json(const calib::DecodingReport& decoding) {
+  Json means = Json::array(), errors = Json::array(), agreements = Json::array();
+  for (const calib::MethodScore& score : decoding.positions) {
+    means.push_back(number(score.divergence_mean));
+    errors.push_back(number(score.divergence_stderr));
+    agreements.push_back(number(score.top1_agreement));
+  }
+  return {{"kld_mean", number(decoding.score.divergence_mean)},
+          {"kld_stderr", number(decoding.score.divergence_stderr)},
+          {"kld_p99", number(decoding.score.divergence_p99)},
+          {"top1_agreement", number(decoding.score.top1_agreement)},
+          {"by_position",
+           {{"kld_mean", std::move(means)},
+            {"kld_stderr", std::move(errors)},
+            {"top1_agreement", std::move(agreements)}}}};
 }
 
 Json method_json(const calib::MethodReport& method) {
@@ -40,18 +59,26 @@ Json method_json(const calib::MethodReport& method) {
     for (const calib::TensorReport& tensor : layer.tensors) entry[tensor.name] = tensor_json(tensor);
     layers.push_back(std::move(entry));
   }
-  return {{"name", method.name},
-          {"ppl", number(score.perplexity)},
-          {"ppl_stderr", number(score.perplexity_stderr)},
-          {"ppl_delta", number(method.perplexity_delta)},
-          {"ppl_delta_stderr", number(method.perplexity_delta_stderr)},
-          {"kld_mean", number(score.divergence_mean)},
-          {"kld_stderr", number(score.divergence_stderr)},
-          {"kld_p99", number(score.divergence_p99)},
-          {"top1_agreement", number(score.top1_agreement)},
-          {"bits_per_value", number(method.bits_per_value)},
-          {"static_bytes", method.static_bytes},
-          {"layers", std::move(layers)}};
+  Json json = {{"name", method.name},
+               {"ppl", number(score.perplexity)},
+               {"ppl_stderr", number(score.perplexity_stderr)},
+               {"ppl_delta", number(method.perplexity_delta)},
+               {"ppl_delta_stderr", number(method.perplexity_delta_stderr)},
+               {"kld_mean", number(score.divergence_mean)},
+               {"kld_stderr", number(score.divergence_stderr)},
+               {"kld_p99", number(score.divergence_p99)},
+               {"top1_agreement", number(score.top1_agreement)},
+               {"bits_per_value", number(method.bits_per_value)},
+               {"static_bytes", method.static_bytes},
+               {"attention_agreement",
+                method.attention_agreement ? number(*method.attention_agreement) : Json(nullptr)},
+               {"layers", std::move(layers)}};
+  if (method.decoding) json["generate"] = decoding_json(*method.decoding);
+  for (const calib::PasskeyReport& passkey : method.passkey) {
+    json["passkey"].push_back(
+        {{"length", passkey.length}, {"prompts", passkey.prompts}, {"retrieved", passkey.retrieved}});
+  }
+  return json;
 }
 
 /// Lines of cells, the first column to the left and the others to the right.
@@ -94,15 +121,16 @@ std::vector<std::string> method_cells(const calib::MethodReport& method) {
   const calib::MethodScore& score = method.score;
   std::vector<std::string> cells = {method.name, fixed(method.bits_per_value, 2), fixed(score.perplexity, 3)};
   if (is_exact(method)) {
-    cells.insert(cells.end(), {"", "", "", "", "", ""});
+    cells.insert(cells.end(), {"", "", "", "", "", "", ""});
     return cells;
   }
   const bool noise = std::abs(method.perplexity_delta) < 2 * method.perplexity_delta_stderr;
   const std::string sign = method.perplexity_delta < 0 ? "" : "+";
-  cells.insert(cells.end(),
-               {sign + fixed(method.perplexity_delta, 3), fixed(method.perplexity_delta_stderr, 3),
-                fixed(score.divergence_mean, 5), fixed(score.divergence_p99, 4),
-                fixed(100 * score.top1_agreement, 2), noise ? "within noise" : ""});
+  cells.insert(cells.end(), {sign + fixed(method.perplexity_delta, 3),
+                             fixed(method.perplexity_delta_stderr, 3), fixed(score.divergence_mean, 5),
+                             fixed(score.divergence_p99, 4), fixed(100 * score.top1_agreement, 2),
+                             method.attention_agreement ? fixed(100 * *method.attention_agreement, 2) : "-",
+                             noise ? "within noise" : ""});
   return cells;
 }
 
@@ -134,6 +162,48 @@ std::string weakest_text(const calib::MethodReport& method) {
   const std::string what = worst->alone ? concat("KL ", format_number(cost(*worst), 3), " when stored alone")
                                         : concat("relative error ", format_number(cost(*worst), 3));
   return concat("  ", method.name, ": layer ", at, ", ", worst->name, "s (", what, ")\n");
+}
+
+// The mean divergence of some of the positions after the prompt.
+double mean_divergence(std::span<const calib::MethodScore> positions) {
+  double sum = 0;
+  for (const calib::MethodScore& score : positions) sum += score.divergence_mean;
+  return sum / static_cast<double>(positions.size());
+}
+
+std::string decoding_text(const calib::ValidationReport& report) {
+  const std::int64_t tokens = report.plan.generate;
+  if (tokens == 0) return "";
+  // A quarter at each end shows whether the damage grows.
+  const std::size_t part = static_cast<std::size_t>(std::max<std::int64_t>(1, tokens / 4));
+  Table table;
+  table.add({"method", "KL mean", "+-", concat("first ", part), concat("last ", part), "same top-1 %"});
+  for (const calib::MethodReport& method : report.methods) {
+    if (is_exact(method)) continue;
+    const calib::MethodScore& score = method.decoding->score;
+    const std::span<const calib::MethodScore> positions = method.decoding->positions;
+    table.add({method.name, fixed(score.divergence_mean, 5), fixed(score.divergence_stderr, 5),
+               fixed(mean_divergence(positions.first(part)), 5),
+               fixed(mean_divergence(positions.last(part)), 5), fixed(100 * score.top1_agreement, 2)});
+  }
+  return concat("\nDecoding ", format_count(tokens), " token", tokens == 1 ? "" : "s",
+                " of the model's own after each window's beginning, one by one from the stored past:\n\n",
+                table.text());
+}
+
+std::string passkey_text(const calib::ValidationReport& report) {
+  if (report.plan.passkey.empty()) return "";
+  Table table;
+  std::vector<std::string> head = {"method"};
+  for (const std::int64_t length : report.plan.passkey) head.push_back(format_count(length));
+  table.add(head);
+  for (const calib::MethodReport& method : report.methods) {
+    std::vector<std::string> cells = {method.name};
+    for (const calib::PasskeyReport& passkey : method.passkey)
+      cells.push_back(concat(passkey.retrieved, "/", passkey.prompts));
+    table.add(cells);
+  }
+  return concat("\nPasskeys found again, by the prompt's length in tokens:\n\n", table.text());
 }
 
 }  // namespace
@@ -170,7 +240,8 @@ std::string plan_text(const calib::ValidationPlan& plan) {
 
 std::string report_text(const calib::ValidationReport& report, const ValidationLimits& limits) {
   Table table;
-  table.add({"method", "bits/value", "perplexity", "change", "+-", "KL mean", "KL p99", "same top-1 %", ""});
+  table.add({"method", "bits/value", "perplexity", "change", "+-", "KL mean", "KL p99", "same top-1 %",
+             "attention %", ""});
   for (const calib::MethodReport& method : report.methods) table.add(method_cells(method));
   std::string text = concat(report.plan.model, ", ", report.plan.windows, " windows of ", report.plan.seqlen,
                             " tokens, ", format_duration(report.seconds), "\n\n", table.text(), "\n");
@@ -178,7 +249,9 @@ std::string report_text(const calib::ValidationReport& report, const ValidationL
       "bits/value is all that a sequence stores. KL: how far each next-token distribution moves from fp's, "
       "in\n"
       "nats. +- is the standard error of the change over windows",
-      report.plan.windows < 2 ? " (one window tells none)" : "", ".\n");
+      report.plan.windows < 2 ? " (one window tells none)" : "",
+      ".\nattention %: of fp's attention, what falls on the same tokens.\n");
+  text += decoding_text(report) + passkey_text(report);
   std::string weakest;
   for (const calib::MethodReport& method : report.methods) weakest += weakest_text(method);
   if (!weakest.empty()) text += "\nThe tensor that suffers most:\n" + weakest;
@@ -200,6 +273,8 @@ Json report_json(const calib::ValidationReport& report, const ValidationLimits& 
                {"seqlen", plan.seqlen},
                {"tokens", plan.tokens},
                {"scored", plan.scored},
+               {"generate", plan.generate},
+               {"passkey", plan.passkey},
                {"protocol", plan.protocol},
                {"bos", plan.bos},
                {"dtype", plan.dtype},

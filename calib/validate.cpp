@@ -4,208 +4,20 @@
 
 #include <algorithm>
 #include <chrono>
-#include <set>
 
 #include "base/error.h"
-#include "calib/open_session.h"
 #include "calib/plan/libtorch_threads.h"
 #include "calib/plan/tensor_memory.h"
-#include "calib/text/validation_windows.h"
-#include "calib/validate/comparison.h"
+#include "calib/validate/continuation.h"
+#include "calib/validation_job.h"
 
 namespace kvcal::calib {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Of a lane, for each number of the tensor that is stored: what it was, what it comes back as, and codes.
-constexpr std::int64_t kStorageBytesPerNumber = 16;
-// For each logit: those of the model and the method, log-probabilities and probabilities of the one, those of the
-// other, a difference and a product, the last five in float64.
-constexpr std::int64_t kScoreBytesPerLogit = 56;
 // Outliers beyond so many times their nominal share: the text is not what was calibrated on.
 constexpr double kDrift = 2;
-
-/// A validation whose options are checked and whose inputs are open.
-struct Job {
-  const ValidationOptions& options;
-  Session session;
-  std::int64_t first_scored = 0;
-  std::optional<formats::Codebook> codebook;
-  std::vector<NamedMethod> methods;
-
-  [[nodiscard]] const formats::Codebook* codebook_or_null() const { return codebook ? &*codebook : nullptr; }
-  [[nodiscard]] std::int64_t stored_methods() const { return static_cast<std::int64_t>(methods.size()) - 1; }
-};
-
-void check_options(const ValidationOptions& options) {
-  if (options.texts.empty() == options.tokens.empty()) {
-    throw base::WrongUsage(options.texts.empty() ? "give validation text: --text FILE, or --tokens FILE.npy"
-                                                 : "--text and --tokens exclude each other");
-  }
-  if (options.device != "cpu") {
-    throw base::WrongUsage(
-        base::concat("--device is '", options.device, "': this version validates on the cpu only"));
-  }
-  if (options.threads < 0)
-    throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
-}
-
-void read_windows(Job& job, base::Progress& progress) {
-  const ValidationOptions& options = job.options;
-  Session& session = job.session;
-  if (options.tokens.empty()) {
-    const auto tokenizer = formats::load_tokenizer(session.folder.path);
-    ValidationText text;
-    text.files = options.texts;
-    text.windows = options.windows;
-    text.all_windows = options.all_windows;
-    text.seqlen = options.seqlen.value_or(text.seqlen);
-    text.protocol = options.protocol;
-    text.bos = options.bos;
-    text.parse_special = options.parse_special;
-    ScoredWindows windows = validation_windows(text, *tokenizer, progress);
-    session.windows = std::move(windows.windows);
-    job.first_scored = windows.first_scored;
-    check_vocabulary(session, session.windows);
-    return;
-  }
-  if (options.bos != BosPlace::automatic && options.bos != BosPlace::none)
-    throw base::WrongUsage("--bos goes with --text; --tokens are used as they are");
-  session.windows = load_tokens(options.tokens, session.config().vocab_size);
-  const auto check = [&](const char* name, std::optional<std::int64_t> asked, std::int64_t given) {
-    if (!asked || *asked == given) return;
-    throw base::WrongUsage(base::concat(name, " ", *asked, " contradicts ", options.tokens.string(),
-                                        ", which holds ", session.windows.samples, " x ",
-                                        session.windows.seqlen));
-  };
-  check("--windows", options.windows, session.windows.samples);
-  check("--seqlen", options.seqlen, session.windows.seqlen);
-  job.first_scored = first_scored(options.protocol, session.windows.seqlen);
-}
-
-void check_windows(const Job& job) {
-  for (std::int64_t w = 0; w < job.session.windows.samples; ++w) {
-    const auto length = static_cast<std::int64_t>(job.session.windows.sample(w).size());
-    if (length >= job.first_scored + 2) continue;
-    throw base::WrongUsage(base::concat("window ", w, " has ", length,
-                                        " tokens, which leaves none to score; it takes ",
-                                        job.first_scored + 2));
-  }
-}
-
-// The codebook is of this very model, or the user insists.
-void check_model(const Job& job) {
-  if (!job.codebook || job.options.force) return;
-  const bool config = job.codebook->model.config_sha256 == job.session.config().sha256();
-  const bool weights =
-      job.codebook->model.weights_sha256 == job.session.weights->checkpoint().weights_sha256();
-  if (config && weights) return;
-  throw base::InvalidInput(base::concat(job.options.codebook.string(), " is the codebook of another model, ",
-                                        job.codebook->model.name, ": its ",
-                                        !config && !weights ? "configuration and weights differ"
-                                        : config            ? "weights differ"
-                                                            : "configuration differs",
-                                        " from ", job.session.folder.path.string(),
-                                        "'s; give --force to use it all the same"));
-}
-
-void make_methods(Job& job) {
-  std::vector<std::string> names = job.options.methods;
-  if (names.empty()) names = default_methods(job.codebook_or_null());
-  job.methods.push_back({kFullPrecision, nullptr});
-  std::set<std::string> seen;
-  for (const std::string& name : names) {
-    if (!seen.insert(name).second) throw base::WrongUsage(base::concat("--methods has ", name, " twice"));
-    if (name != kFullPrecision) job.methods.push_back({name, make_method(name, job.codebook_or_null())});
-  }
-  // Whether each method has what it needs is known before any work.
-  for (int layer = 0; layer < job.session.num_layers(); ++layer) {
-    for (const NamedMethod& method : job.methods)
-      if (method.method)
-        (void)layer_storages(method.name, *method.method, layer, job.session.model->cache(layer));
-  }
-}
-
-Job prepare(const ValidationOptions& options, base::Progress& progress) {
-  check_options(options);
-  Job job{options, open_session(options.model, options.dtype, options.threads), 0, {}, {}};
-  if (!options.codebook.empty()) job.codebook = formats::read_codebook(options.codebook);
-  check_model(job);
-  make_methods(job);
-  read_windows(job, progress);
-  check_windows(job);
-  return job;
-}
-
-std::int64_t largest_tensor(const Session& session) {
-  std::int64_t channels = 0;
-  for (int layer = 0; layer < session.num_layers(); ++layer)
-    for (const formats::CachedTensor& tensor : session.model->cache(layer))
-      channels = std::max(channels, tensor.channels());
-  return channels;
-}
-
-std::filesystem::path scratch_folder(const ValidationOptions& options) {
-  return options.scratch.empty() ? std::filesystem::temp_directory_path() : options.scratch;
-}
-
-RunShape run_shape(const Job& job) {
-  const TokenWindows& windows = job.session.windows;
-  return {.model = *job.session.model,
-          .weights = *job.session.weights,
-          .samples = windows.samples,
-          .seqlen = windows.seqlen,
-          .tokens = windows.tokens(),
-          .with_gradients = false,
-          .threads = job.session.placement.threads,
-          .memory_bytes = job.options.memory_bytes,
-          .work = scratch_folder(job.options),
-          .lane_bytes = windows.seqlen * largest_tensor(job.session) * kStorageBytesPerNumber,
-          .head_bytes_per_logit = kScoreBytesPerLogit,
-          .smaller = "--seqlen"};
-}
-
-// Hidden states of all windows and variants that exist together.
-std::int64_t state_bytes(const Job& job) {
-  return comparison_states(job.session, job.stored_methods(), job.options.per_layer_kl) *
-         job.session.windows.tokens() * job.session.config().hidden_size *
-         static_cast<std::int64_t>(at::elementSize(job.session.placement.dtype));
-}
-
-// All layers forward and the head, as often as there are variants.
-ResourceNeed estimate(const Job& job) {
-  const auto layers = static_cast<std::size_t>(job.session.num_layers());
-  RemainingWork left{std::vector<bool>(layers + 1, true), true, std::vector<bool>(layers + 1),
-                     std::vector<bool>(layers)};
-  ResourceNeed need = estimate_need(run_shape(job), left);
-  const double rounds =
-      static_cast<double>(comparison_layers(job.session, job.stored_methods(), job.options.per_layer_kl)) /
-      static_cast<double>(layers);
-  need.seconds_low *= rounds;
-  need.seconds_high *= rounds;
-  need.disk_bytes = std::max<std::int64_t>(0, state_bytes(job) - cache_bytes(need));
-  return need;
-}
-
-ValidationPlan make_plan(const Job& job) {
-  const TokenWindows& windows = job.session.windows;
-  ValidationPlan plan{job.session.folder.name,
-                      job.options.codebook,
-                      windows.samples,
-                      windows.seqlen,
-                      windows.tokens(),
-                      windows.tokens() - windows.samples * (job.first_scored + 1),
-                      base::choice_name(job.options.protocol, kProtocols),
-                      windows.bos,
-                      dtype_text(job.session.placement.dtype),
-                      {},
-                      estimate(job),
-                      0};
-  for (const NamedMethod& method : job.methods) plan.methods.push_back(method.name);
-  plan.memory_bytes = plan.need.memory_bytes + std::min(state_bytes(job), cache_bytes(plan.need));
-  return plan;
-}
 
 double ratio(double part, double whole) {
   return whole > 0 ? part / whole : 0;
@@ -223,20 +35,34 @@ TensorReport report_tensor(const TensorCost& cost) {
   report.outliers_nominal = cost.outlier_fraction;
   report.thresholds_calibrated = cost.thresholds == formats::ThresholdScope::channel;
   report.alone = cost.alone;
+  if (error.attentions > 0)
+    report.attention_agreement = error.shared_attention / static_cast<double>(error.attentions);
   return report;
 }
 
-std::vector<MethodReport> report_methods(const Job& job, const std::vector<MethodCost>& costs) {
+std::optional<double> mean_agreement(const std::vector<LayerReport>& layers) {
+  double sum = 0, count = 0;
+  for (const LayerReport& layer : layers) {
+    for (const TensorReport& tensor : layer.tensors) {
+      if (!tensor.attention_agreement) continue;
+      sum += *tensor.attention_agreement;
+      ++count;
+    }
+  }
+  return count > 0 ? std::optional(sum / count) : std::nullopt;
+}
+
+std::vector<MethodReport> report_methods(const ValidationJob& job, const std::vector<MethodCost>& costs) {
   const auto exact = std::ranges::find(costs, kFullPrecision, &MethodCost::name);
   std::vector<MethodReport> reports;
   for (const MethodCost& cost : costs) {
-    MethodReport report{cost.name,
-                        cost.score,
-                        cost.score.perplexity - exact->score.perplexity,
-                        cost.perplexity_delta_stderr,
-                        cost.bits_per_value(),
-                        cost.static_bytes,
-                        {}};
+    MethodReport report;
+    report.name = cost.name;
+    report.score = cost.score;
+    report.perplexity_delta = cost.score.perplexity - exact->score.perplexity;
+    report.perplexity_delta_stderr = cost.perplexity_delta_stderr;
+    report.bits_per_value = cost.bits_per_value();
+    report.static_bytes = cost.static_bytes;
     if (&cost == &*exact)
       report.bits_per_value = 8.0 * static_cast<double>(at::elementSize(job.session.placement.dtype));
     for (const LayerCost& layer : cost.layers) {
@@ -244,12 +70,13 @@ std::vector<MethodReport> report_methods(const Job& job, const std::vector<Metho
       for (const TensorCost& tensor : layer.tensors)
         report.layers.back().tensors.push_back(report_tensor(tensor));
     }
+    report.attention_agreement = mean_agreement(report.layers);
     reports.push_back(std::move(report));
   }
   return reports;
 }
 
-std::vector<std::string> judge_inputs(const Job& job) {
+std::vector<std::string> judge_inputs(const ValidationJob& job) {
   std::vector<std::string> warnings = job.session.windows.warnings;
   if (!job.codebook) return warnings;
   const formats::CalibrationInfo& calibration = job.codebook->calibration;
@@ -299,29 +126,102 @@ void warn(ValidationReport& report, base::Progress& progress, const std::vector<
   report.warnings.insert(report.warnings.end(), warnings.begin(), warnings.end());
 }
 
+class Runs {
+ public:
+  Runs(const ValidationJob& job, const ResourceNeed& need, base::Progress& progress)
+      : job_(job), need_(need), progress_(progress) {}
+
+  // What the text shows: every method on the same windows.
+  [[nodiscard]] std::vector<MethodReport> score_text() const {
+    ComparisonOptions options = comparison(job_.session.windows.samples);
+    options.first_scored.assign(options.first_scored.size(), job_.first_scored);
+    options.each_alone = job_.options.per_layer_kl;
+    return report_methods(job_, run(job_.session.windows, options));
+  }
+
+  // The windows' beginnings as prompts, and what full precision writes after them.
+  void decode(std::vector<MethodReport>& reports) const {
+    const std::int64_t tokens = job_.options.generate;
+    const TokenWindows windows = continue_windows(job_.session, job_.session.windows,
+                                                  {.tokens = tokens,
+                                                   .lanes = need_.lanes,
+                                                   .memory_bytes = cache_bytes(need_),
+                                                   .scratch = job_.scratch_folder()},
+                                                  progress_);
+    ComparisonOptions options = comparison(windows.samples);
+    options.stage = "decoding, ";
+    options.decoded = tokens;
+    for (std::int64_t w = 0; w < windows.samples; ++w)
+      options.first_scored[static_cast<std::size_t>(w)] =
+          static_cast<std::int64_t>(windows.sample(w).size()) - tokens - 1;
+    const std::vector<MethodCost> costs = run(windows, options);
+    for (std::size_t m = 0; m < costs.size(); ++m)
+      reports[m].decoding = {costs[m].score, summarise_positions(costs[m].windows)};
+  }
+
+  void ask_for_passkeys(std::vector<MethodReport>& reports) const {
+    ComparisonOptions options = comparison(0);
+    options.first_scored = job_.passkey->first_scored;
+    options.stage = "passkeys, ";
+    options.errors = false;
+    const std::vector<MethodCost> costs = run(job_.passkey->windows, options);
+    for (std::size_t m = 0; m < costs.size(); ++m) {
+      for (std::size_t w = 0; w < costs[m].windows.size(); ++w) {
+        std::vector<PasskeyReport>& lengths = reports[m].passkey;
+        const std::vector<std::uint8_t>& recalled = costs[m].windows[w].recalled;
+        if (w % kPasskeyPlaces == 0)
+          lengths.push_back({job_.options.passkey[w / kPasskeyPlaces], kPasskeyPlaces, 0});
+        if (std::ranges::find(recalled, 0) == recalled.end()) ++lengths.back().retrieved;
+      }
+    }
+  }
+
+ private:
+  [[nodiscard]] ComparisonOptions comparison(std::int64_t windows) const {
+    return {.first_scored = std::vector<std::int64_t>(static_cast<std::size_t>(windows)),
+            .lanes = need_.lanes,
+            .memory_bytes = cache_bytes(need_),
+            .scratch = job_.scratch_folder()};
+  }
+  [[nodiscard]] std::vector<MethodCost> run(const TokenWindows& windows,
+                                            const ComparisonOptions& options) const {
+    return compare(job_.session, windows, job_.methods, job_.codebook_or_null(), options, progress_);
+  }
+
+  const ValidationJob& job_;
+  const ResourceNeed& need_;
+  base::Progress& progress_;
+};
+
+// Retrieval says something of methods where the model itself can do it.
+std::vector<std::string> judge_passkeys(const MethodReport& exact) {
+  const bool any = std::ranges::any_of(exact.passkey, [](const PasskeyReport& p) { return p.retrieved > 0; });
+  if (exact.passkey.empty() || any) return {};
+  return {
+      "this model retrieves no passkey even at full precision, so that methods don't either says nothing of "
+      "them; look at the agreement of attention"};
+}
+
 ValidationReport run_validation(const ValidationOptions& options, base::Progress& progress,
                                 ValidationListener* listener) {
   const Clock::time_point start = Clock::now();
   const KeptLibtorchThreads of_the_host;
   const TensorMemory memory;
-  const Job job = prepare(options, progress);
+  const ValidationJob job = prepare_validation(options, progress);
   at::set_num_threads(job.session.placement.threads);
   ValidationReport report;
-  report.plan = make_plan(job);
+  report.plan = plan_validation(job);
   const ResourceNeed& need = report.plan.need;
   if (listener != nullptr) listener->on_plan(report.plan);
   warn(report, progress, judge_inputs(job));
-  check_need(need, run_shape(job));
+  check_need(need, job.run_shape());
   TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes);
-  const std::vector<MethodCost> costs = compare(job.session, job.methods, job.codebook_or_null(),
-                                                {.first_scored = job.first_scored,
-                                                 .each_alone = options.per_layer_kl,
-                                                 .lanes = need.lanes,
-                                                 .memory_bytes = cache_bytes(need),
-                                                 .scratch = scratch_folder(options)},
-                                                progress);
-  report.methods = report_methods(job, costs);
+  const Runs runs(job, need, progress);
+  report.methods = runs.score_text();
+  if (options.generate > 0) runs.decode(report.methods);
+  if (job.passkey) runs.ask_for_passkeys(report.methods);
   warn(report, progress, judge_outliers(report.methods));
+  warn(report, progress, judge_passkeys(report.methods.front()));
   report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return report;
 }

@@ -32,7 +32,10 @@ struct ValidationOptions {
   Protocol protocol = Protocol::kvcal;
   std::vector<std::string> methods;  ///< by their names; empty: those by default. fp is always among them
   bool per_layer_kl = false;         ///< also what each tensor of each layer alone costs
-  bool force = false;                ///< a codebook of another model is used all the same
+  /// Tokens that the model writes after each window's beginning, which methods then decode; 0: none.
+  std::int64_t generate = 0;
+  std::vector<std::int64_t> passkey;  ///< lengths of prompts, in tokens, that ask for a number hidden in them
+  bool force = false;                 ///< a codebook of another model is used all the same
   DtypeChoice dtype = DtypeChoice::automatic;
   std::string device = "cpu";
   int threads = 0;
@@ -52,12 +55,25 @@ struct TensorReport {
   /// Whether the thresholds come from the calibration, so that another kind of text has more outliers; those of a
   /// token are found in it and always leave the same share.
   bool thresholds_calibrated = false;
+  /// Of keys: the share of the attention of fp that falls on the same tokens (docs/validation.md).
+  std::optional<double> attention_agreement;
   std::optional<MethodScore> alone;  ///< with nothing else stored, where it was asked
 };
 
 struct LayerReport {
   int layer = 0;
   std::vector<TensorReport> tensors;
+};
+
+/// What decoding costs: the model's own continuation, each token read from the cache as it stands at its step.
+struct DecodingReport {
+  MethodScore score;
+  std::vector<MethodScore> positions;  ///< of each token after the prompt, over windows
+};
+
+/// Prompts of one length.
+struct PasskeyReport {
+  std::int64_t length = 0, prompts = 0, retrieved = 0;
 };
 
 struct MethodReport {
@@ -68,7 +84,10 @@ struct MethodReport {
   double perplexity_delta_stderr = 0;
   double bits_per_value = 0;  ///< all bytes of the sequences, tables apart
   std::int64_t static_bytes = 0;
+  std::optional<double> attention_agreement;  ///< the mean over layers
   std::vector<LayerReport> layers;
+  std::optional<DecodingReport> decoding;  ///< where it was asked
+  std::vector<PasskeyReport> passkey;      ///< of each length that was asked
 };
 
 /// What will be done: shown before the work starts.
@@ -76,6 +95,8 @@ struct ValidationPlan {
   std::string model;
   std::filesystem::path codebook;
   std::int64_t windows = 0, seqlen = 0, tokens = 0, scored = 0;
+  std::int64_t generate = 0;
+  std::vector<std::int64_t> passkey;
   std::string protocol, bos, dtype;
   std::vector<std::string> methods;
   ResourceNeed need;

@@ -51,10 +51,11 @@ std::vector<std::vector<float>> sensitivities_of(const formats::Codebook* codebo
 
 class Comparison {
  public:
-  Comparison(const Session& session, const std::vector<NamedMethod>& methods,
+  Comparison(const Session& session, const TokenWindows& windows, const std::vector<NamedMethod>& methods,
              const formats::Codebook* sensitivities, const ComparisonOptions& options,
              base::Progress& progress)
       : session_(session),
+        tokens_(windows),
         methods_(methods),
         sensitivities_(sensitivities),
         options_(options),
@@ -80,7 +81,7 @@ class Comparison {
   }
 
  private:
-  [[nodiscard]] std::int64_t windows() const { return session_.windows.samples; }
+  [[nodiscard]] std::int64_t windows() const { return tokens_.samples; }
   // The full-precision run has two slots for each window, input and output of a layer by turns.
   [[nodiscard]] std::int64_t exact_slot(int layer, std::int64_t window) const {
     return layer % 2 * windows() + window;
@@ -92,7 +93,7 @@ class Comparison {
   void begin_stage(const char* name, std::int64_t rounds) {
     rounds_ = std::max<std::int64_t>(1, rounds);
     done_ = 0;
-    progress_.begin_stage(name, session_.windows.tokens(), "tokens");
+    progress_.begin_stage(options_.stage + name, tokens_.tokens(), "tokens");
   }
 
   void end_stage() {
@@ -121,7 +122,7 @@ class Comparison {
     const std::vector<TensorSpec> specs = session_.model->embedding_weights();
     for (const TensorSpec& spec : specs) session_.weights->check_values(spec);
     for (std::int64_t w = 0; w < windows(); ++w) {
-      const at::Tensor embedded = session_.model->embed(session_.windows.sample(w));
+      const at::Tensor embedded = session_.model->embed(tokens_.sample(w));
       require_finite(session_, embedded, layer_place(0), w, "embeddings");
       states_.put(exact_slot(0, w), embedded.to(at::kCPU));
     }
@@ -154,17 +155,18 @@ class Comparison {
       const auto block = session_.model->load_block(layer);
       // The full-precision run first: it takes longest, for every method measures itself on it.
       const auto tasks = static_cast<std::int64_t>(variants_.size() + 1) * windows();
+      const LayerStorages& exact = *std::ranges::find_if(
+          storages, [](const LayerStorages& method) { return method.method == kFullPrecision; });
       const std::string detail = base::concat("layer ", layer + 1, " of ", session_.num_layers());
       for_each(tasks, detail, [&](std::int64_t task) {
         const std::int64_t window = task % windows();
         if (task < windows()) {
-          MeasuringHook hook(storages, weights, window);
-          run_exact(*block, layer, window, hook);
-          errors[static_cast<std::size_t>(window)] = hook.errors();
+          errors[static_cast<std::size_t>(window)] =
+              run_exact(*block, layer, window, exact, storages, weights);
         } else {
           run_variant(*block, layer, static_cast<std::size_t>(task / windows() - 1), window, storages);
         }
-        return static_cast<std::int64_t>(session_.windows.sample(window).size());
+        return static_cast<std::int64_t>(tokens_.sample(window).size());
       });
     }
     session_.weights->dont_need(session_.model->block_weights(layer));
@@ -179,11 +181,33 @@ class Comparison {
     }
   }
 
-  void run_exact(const fisher::Block& block, int layer, std::int64_t window, fisher::CacheHook& hook) {
+  // The errors of each method's tensors; none where they are not measured.
+  std::vector<std::vector<StorageError>> run_exact(const fisher::Block& block, int layer, std::int64_t window,
+                                                   const LayerStorages& exact,
+                                                   const std::vector<LayerStorages>& storages,
+                                                   const std::vector<std::vector<float>>& weights) {
     const at::Tensor input = states_.get(exact_slot(layer, window)).to(session_.placement.device);
-    const at::Tensor output = block.forward(input, &hook);
+    MeasuringHook hook(storages, weights, window);
+    const bool measures = options_.errors && options_.decoded == 0;
+    const at::Tensor output = measures ? block.forward(input, &hook) : forward(block, input, exact, window);
     require_finite(session_, output, layer_place(layer), window, "activations");
     states_.put(exact_slot(layer + 1, window), output.to(at::kCPU));
+    return measures ? hook.take_errors() : std::vector<std::vector<StorageError>>();
+  }
+
+  // All tensors stored: a window as a whole, or its end token by token.
+  [[nodiscard]] at::Tensor forward(const fisher::Block& block, const at::Tensor& input,
+                                   const LayerStorages& storages, std::int64_t window) const {
+    if (options_.decoded == 0) {
+      StoringHook hook(storages, window);
+      return block.forward(input, &hook);
+    }
+    GrowingHook hook(storages, window, input.size(0));
+    const std::int64_t prompt = input.size(0) - options_.decoded;
+    std::vector<at::Tensor> outputs = {block.forward(input.slice(0, 0, prompt), &hook)};
+    for (std::int64_t token = prompt; token < input.size(0); ++token)
+      outputs.push_back(block.forward(input.slice(0, token, token + 1), &hook));
+    return at::cat(outputs);
   }
 
   void run_variant(const fisher::Block& block, int layer, std::size_t index, std::int64_t window,
@@ -191,8 +215,9 @@ class Comparison {
     const Variant& variant = variants_[index];
     const std::int64_t from = layer == variant.start ? exact_slot(layer, window) : slot(index, window);
     const at::Tensor input = states_.get(from).to(session_.placement.device);
-    StoringHook hook(storages[variant.method], window, variant.tensor);
-    const at::Tensor output = block.forward(input, variant.stores(layer) ? &hook : nullptr);
+    StoringHook alone(storages[variant.method], window, variant.tensor);
+    const at::Tensor output = variant.alone() ? block.forward(input, variant.stores(layer) ? &alone : nullptr)
+                                              : forward(block, input, storages[variant.method], window);
     require_finite(session_, output, methods_[variant.method].name + ", " + layer_place(layer), window,
                    "activations");
     states_.put(slot(index, window), output.to(at::kCPU));
@@ -205,7 +230,8 @@ class Comparison {
       LayerCost cost{layer, {}};
       for (std::size_t t = 0; t < storages[m].tensors.size(); ++t) {
         TensorCost tensor{storages[m].tensors[t].name, storages[m].tensors[t].thresholds, {}, 0, {}};
-        for (const auto& window : errors) tensor.error += window[m][t];
+        for (const auto& window : errors)
+          if (!window.empty()) tensor.error += window[m][t];
         if (const TensorStorage* storage = storages[m].storages[t].get()) {
           tensor.outlier_fraction = storage->outlier_fraction();
           costs_[m].static_bytes += storage->static_bytes();
@@ -220,8 +246,9 @@ class Comparison {
     const std::int64_t rows = fisher::head_rows(session_.config().vocab_size);
     std::vector<Piece> result;
     for (std::int64_t w = 0; w < windows(); ++w) {
-      const auto end = static_cast<std::int64_t>(session_.windows.sample(w).size()) - 1;
-      for (std::int64_t begin = options_.first_scored; begin < end; begin += rows)
+      const auto end = static_cast<std::int64_t>(tokens_.sample(w).size()) - 1;
+      for (std::int64_t begin = options_.first_scored[static_cast<std::size_t>(w)]; begin < end;
+           begin += rows)
         result.push_back({w, begin, std::min(end, begin + rows)});
     }
     return result;
@@ -253,7 +280,7 @@ class Comparison {
 
   [[nodiscard]] std::vector<WindowScores> score_piece(const fisher::Head& head, const Piece& piece) const {
     const std::span<const std::int32_t> targets =
-        session_.windows.sample(piece.window)
+        tokens_.sample(piece.window)
             .subspan(static_cast<std::size_t>(piece.begin) + 1,
                      static_cast<std::size_t>(piece.end - piece.begin));
     const auto logits_of = [&](std::int64_t slot, const std::string& name) {
@@ -274,22 +301,27 @@ class Comparison {
   // windows_of: [full precision and variants][windows]
   void distribute(const std::vector<std::vector<WindowScores>>& windows_of) {
     for (std::size_t m = 0; m < methods_.size(); ++m)
-      if (!methods_[m].method) costs_[m].score = summarise(windows_of[0]);
+      if (!methods_[m].method) set_score(costs_[m], windows_of[0]);
     for (std::size_t v = 0; v < variants_.size(); ++v) {
       const Variant& variant = variants_[v];
       MethodCost& cost = costs_[variant.method];
-      const MethodScore score = summarise(windows_of[v + 1]);
       if (!variant.alone()) {
-        cost.score = score;
+        set_score(cost, windows_of[v + 1]);
         cost.perplexity_delta_stderr = perplexity_delta_stderr(windows_of[0], windows_of[v + 1]);
         continue;
       }
       const auto layer = std::ranges::find(cost.layers, variant.start, &LayerCost::layer);
-      layer->tensors[static_cast<std::size_t>(variant.tensor)].alone = score;
+      layer->tensors[static_cast<std::size_t>(variant.tensor)].alone = summarise(windows_of[v + 1]);
     }
   }
 
+  static void set_score(MethodCost& cost, const std::vector<WindowScores>& windows) {
+    cost.score = summarise(windows);
+    cost.windows = windows;
+  }
+
   const Session& session_;
+  const TokenWindows& tokens_;
   const std::vector<NamedMethod>& methods_;
   const formats::Codebook* sensitivities_;
   const ComparisonOptions& options_;
@@ -328,10 +360,11 @@ std::int64_t comparison_states(const Session& session, std::int64_t methods, boo
   return states;
 }
 
-std::vector<MethodCost> compare(const Session& session, const std::vector<NamedMethod>& methods,
+std::vector<MethodCost> compare(const Session& session, const TokenWindows& windows,
+                                const std::vector<NamedMethod>& methods,
                                 const formats::Codebook* sensitivities, const ComparisonOptions& options,
                                 base::Progress& progress) {
-  return Comparison(session, methods, sensitivities, options, progress).run();
+  return Comparison(session, windows, methods, sensitivities, options, progress).run();
 }
 
 }  // namespace kvcal::calib

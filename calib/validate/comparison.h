@@ -28,11 +28,17 @@ struct NamedMethod {
 };
 
 struct ComparisonOptions {
-  std::int64_t first_scored = 0;  ///< the first position of a window whose logits are scored
-  bool each_alone = false;        ///< what each tensor of each layer alone costs
-  int lanes = 1;                  ///< windows side by side
-  std::int64_t memory_bytes = 0;  ///< for hidden states; the others lie in a scratch file
-  std::filesystem::path scratch;  ///< the folder of it
+  /// [windows]: the first position of each whose logits are scored; those of the last predict nothing.
+  std::vector<std::int64_t> first_scored = {};
+  /// So many tokens at the end of each window are decoded: the prompt before them is stored as a whole, then one
+  /// after the other reads the cache as it stands at its own step.
+  std::int64_t decoded = 0;
+  bool errors = true;       ///< what storing does to each tensor; `decoded` has none
+  bool each_alone = false;  ///< what each tensor of each layer alone costs
+  std::string stage = {};   ///< before the names of the stages that progress is told, where there are others
+  int lanes = 1;            ///< windows side by side
+  std::int64_t memory_bytes = 0;       ///< for hidden states; the others lie in a scratch file
+  std::filesystem::path scratch = {};  ///< the folder of it
 };
 
 /// What storing one tensor of one layer does.
@@ -52,6 +58,7 @@ struct LayerCost {
 struct MethodCost {
   std::string name;
   MethodScore score;
+  std::vector<WindowScores> windows;   ///< what `score` is made of
   double perplexity_delta_stderr = 0;  ///< of the difference from full precision
   std::vector<LayerCost> layers;       ///< those with a cache; empty for full precision
   std::int64_t static_bytes = 0;       ///< of tables
@@ -65,10 +72,11 @@ struct MethodCost {
 /// How many hidden states of a window exist together at most.
 [[nodiscard]] std::int64_t comparison_states(const Session& session, std::int64_t methods, bool each_alone);
 
-/// The costs in the order of `methods`. sensitivities: the codebook whose fisher_channel weighs errors, or null.
+/// The costs of storing the caches of `windows`, in the order of `methods`. sensitivities: the codebook whose fisher_channel weighs errors, or null.
 /// Throws InvalidInput naming method, layer and window where a value is not finite or cannot be stored;
 /// SystemError; Interrupted.
-[[nodiscard]] std::vector<MethodCost> compare(const Session& session, const std::vector<NamedMethod>& methods,
+[[nodiscard]] std::vector<MethodCost> compare(const Session& session, const TokenWindows& windows,
+                                              const std::vector<NamedMethod>& methods,
                                               const formats::Codebook* sensitivities,
                                               const ComparisonOptions& options, base::Progress& progress);
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "cuda/vector_codec.h"
@@ -16,6 +17,13 @@ std::vector<float> floats(const at::Tensor& values) {
   const at::Tensor plain = values.to(at::kCPU, at::kFloat).contiguous();
   const auto* data = plain.const_data_ptr<float>();
   return {data, data + plain.numel()};
+}
+
+// 1 where a row's largest is `token`'s.
+std::vector<std::uint8_t> chooses(const at::Tensor& logits, const at::Tensor& token) {
+  const at::Tensor same = logits.argmax(-1).eq(token).to(at::kCPU, at::kByte).contiguous();
+  const auto* data = same.const_data_ptr<std::uint8_t>();
+  return {data, data + same.numel()};
 }
 
 // -log p of each row's target.
@@ -54,7 +62,8 @@ Mean mean_over_windows(std::span<const WindowScores> windows,
 void WindowScores::append(const WindowScores& more) {
   losses.insert(losses.end(), more.losses.begin(), more.losses.end());
   divergences.insert(divergences.end(), more.divergences.begin(), more.divergences.end());
-  same_top1 += more.same_top1;
+  same_top1.insert(same_top1.end(), more.same_top1.begin(), more.same_top1.end());
+  recalled.insert(recalled.end(), more.recalled.begin(), more.recalled.end());
 }
 
 ReferenceScores::ReferenceScores(const at::Tensor& logits, std::span<const std::int32_t> targets) {
@@ -70,8 +79,9 @@ ReferenceScores::ReferenceScores(const at::Tensor& logits, std::span<const std::
 }
 
 WindowScores ReferenceScores::itself() const {
-  WindowScores scores{losses(log_probabilities_, targets_), {}, targets_.size(0)};
+  WindowScores scores{losses(log_probabilities_, targets_), {}, {}, chooses(log_probabilities_, targets_)};
   scores.divergences.assign(scores.losses.size(), 0.0F);
+  scores.same_top1.assign(scores.losses.size(), 1);
   return scores;
 }
 
@@ -84,7 +94,8 @@ WindowScores ReferenceScores::compare(const at::Tensor& logits) const {
   scores.losses = losses(ours, targets_);
   // Rounding can leave a divergence of nothing just below 0.
   scores.divergences = floats((probabilities_ * (log_probabilities_ - ours)).sum(-1).clamp_min(0));
-  scores.same_top1 = logits.argmax(-1).eq(top1_).sum().item<std::int64_t>();
+  scores.same_top1 = chooses(logits, top1_);
+  scores.recalled = chooses(logits, targets_);
   return scores;
 }
 
@@ -94,7 +105,7 @@ MethodScore summarise(std::span<const WindowScores> windows) {
   std::int64_t same = 0;
   for (const WindowScores& window : windows) {
     divergences.insert(divergences.end(), window.divergences.begin(), window.divergences.end());
-    same += window.same_top1;
+    same += std::accumulate(window.same_top1.begin(), window.same_top1.end(), std::int64_t{0});
   }
   if (divergences.empty()) throw base::Error("scores of no position");
   score.positions = static_cast<std::int64_t>(divergences.size());
@@ -107,6 +118,21 @@ MethodScore summarise(std::span<const WindowScores> windows) {
   score.divergence_p99 = codec::quantile(divergences, 0.99);
   score.top1_agreement = static_cast<double>(same) / static_cast<double>(score.positions);
   return score;
+}
+
+std::vector<MethodScore> summarise_positions(std::span<const WindowScores> windows) {
+  std::vector<MethodScore> scores;
+  const std::size_t count = windows.empty() ? 0 : windows.front().losses.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    std::vector<WindowScores> at_position;
+    for (const WindowScores& window : windows) {
+      if (window.losses.size() != count) throw base::Error("windows with other numbers of positions");
+      at_position.push_back(
+          {{window.losses[i]}, {window.divergences[i]}, {window.same_top1[i]}, {window.recalled[i]}});
+    }
+    scores.push_back(summarise(at_position));
+  }
+  return scores;
 }
 
 // d exp(mean) = exp(mean) d mean, and each window's part of the mean is what it has beyond its share.

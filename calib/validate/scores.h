@@ -13,9 +13,10 @@ namespace kvcal::calib {
 
 /// Of one method at the scored positions of one window, in their order.
 struct WindowScores {
-  std::vector<float> losses;       ///< -log p(next token), nats
-  std::vector<float> divergences;  ///< KL(full precision || method) over the vocabulary, nats
-  std::int64_t same_top1 = 0;      ///< positions where both would choose the same token
+  std::vector<float> losses;            ///< -log p(next token), nats
+  std::vector<float> divergences;       ///< KL(full precision || method) over the vocabulary, nats
+  std::vector<std::uint8_t> same_top1;  ///< 1 where both would choose the same token
+  std::vector<std::uint8_t> recalled;   ///< 1 where the method would choose the token that follows
 
   /// The positions of `more` come after these.
   void append(const WindowScores& more);
@@ -39,6 +40,10 @@ class ReferenceScores {
 
 /// Positions weigh the same, whatever their window. Throws base::Error where there is none.
 [[nodiscard]] MethodScore summarise(std::span<const WindowScores> windows);
+
+/// One score for each scored position, over the windows, which all have as many: how a cost grows with what was
+/// decoded. Perplexities are those of the position. Throws base::Error where a window has another number.
+[[nodiscard]] std::vector<MethodScore> summarise_positions(std::span<const WindowScores> windows);
 
 /// The standard error, over windows, of the difference between the two perplexities: the windows are the same, so
 /// it is far below that of either. 0 where there is one window. Throws base::Error where they differ in number.

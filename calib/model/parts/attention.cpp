@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/error.h"
 #include "calib/model/parts/blocked_attention.h"
 
 namespace kvcal::calib {
@@ -37,10 +38,27 @@ at::Tensor window_mask(std::int64_t first, std::int64_t begin, std::int64_t end,
   return key.le(query).logical_and_(key.gt(query - window));
 }
 
+// The last token's alone. The query heads of a kv head stand where tokens do: none of the keys is copied.
+at::Tensor newest_attention(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                            std::int64_t window) {
+  const std::int64_t kv_heads = keys.size(1);
+  const std::int64_t first = window > 0 ? std::max<std::int64_t>(0, keys.size(0) - window) : 0;
+  const at::Tensor q = query.reshape({1, kv_heads, query.size(1) / kv_heads, query.size(2)});
+  const auto by_head = [&](const at::Tensor& x) { return x.slice(0, first).transpose(0, 1).unsqueeze(0); };
+  return at::scaled_dot_product_attention(q, by_head(keys), by_head(values))
+      .reshape({1, query.size(1) * values.size(2)});
+}
+
 }  // namespace
 
 at::Tensor causal_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                             std::int64_t window) {
+  if (queries.size(0) != keys.size(0)) {
+    if (queries.size(0) != 1)
+      throw base::Error(
+          base::concat(queries.size(0), " queries of ", keys.size(0), " tokens; expected 1 or all"));
+    return newest_attention(queries, keys, values, window);
+  }
   if (blocked_attention_serves(queries, values)) return blocked_attention(queries, keys, values, window);
   const std::int64_t tokens = queries.size(0);
   const std::int64_t heads = queries.size(1);

@@ -11,6 +11,12 @@ namespace {
 constexpr std::size_t kKey = 0;
 constexpr std::size_t kValue = 1;
 
+// Of the newest tokens.
+RotaryTable last(const RotaryTable& table, std::int64_t tokens) {
+  const std::int64_t first = table.cosines.size(0) - tokens;
+  return first == 0 ? table : RotaryTable{table.cosines.slice(0, first), table.sines.slice(0, first)};
+}
+
 }  // namespace
 
 at::Tensor RotaryAttention::forward(const at::Tensor& x, fisher::CacheHook* hook) const {
@@ -23,12 +29,17 @@ at::Tensor RotaryAttention::forward(const at::Tensor& x, fisher::CacheHook* hook
     cached_keys = hook->show(kKey, CachePoint::cached, cached_keys);
     cached_values = hook->show(kValue, CachePoint::cached, cached_values);
   }
-  const RotaryTable table = rotary->table(x.size(0));
-  const at::Tensor q = rotate(queries(x).unflatten(1, {layer.num_attention_heads, layer.head_dim}), table);
-  at::Tensor k = rotate(cached_keys.unflatten(1, {layer.num_kv_heads, layer.head_dim}), table);
+  const RotaryTable table = rotary->table(cached_keys.size(0));
+  const at::Tensor q =
+      rotate(queries(x).unflatten(1, {layer.num_attention_heads, layer.head_dim}), last(table, x.size(0)));
+  const auto rotate_keys = [&](const at::Tensor& cached) {
+    return rotate(cached.unflatten(1, {layer.num_kv_heads, layer.head_dim}), table);
+  };
+  at::Tensor k = rotate_keys(cached_keys);
   if (hook != nullptr) {
     k = hook->show(kKey, CachePoint::rotated, k.flatten(1))
             .unflatten(1, {layer.num_kv_heads, layer.head_dim});
+    hook->attends({kKey, q, k, layer.window, rotate_keys});
   }
   const at::Tensor v = cached_values.unflatten(1, {layer.num_kv_heads, layer.value_dim});
   return output(causal_attention(q, k, v, layer.window));

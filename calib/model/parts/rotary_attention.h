@@ -25,7 +25,7 @@ struct RotaryAttention {
   LayerConfig layer;
   std::shared_ptr<RotaryCache> rotary;
 
-  /// x: [tokens, hidden_size], positions from 0. Returns the same shape and type. hook: shown keys and values
+  /// x: [tokens, hidden_size], positions from 0 or, one token, after those that the hook puts before it. Returns the same shape and type. hook: shown keys and values
   /// as they are cached and keys once more when rotated, each [tokens, num_kv_heads * dim]; null: none.
   [[nodiscard]] at::Tensor forward(const at::Tensor& x, fisher::CacheHook* hook) const;
 

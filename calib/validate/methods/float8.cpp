@@ -57,6 +57,8 @@ class Float8Storage final : public TensorStorage {
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 
+  [[nodiscard]] bool by_token() const override { return true; }
+
   // In place: each number is a byte of its own.
   StorageUse store(std::int64_t /*first*/, std::span<const float> x, std::span<float> read) const override {
     for (std::size_t i = 0; i < x.size(); ++i) read[i] = e4m3_to_float(float_to_e4m3(x[i]));

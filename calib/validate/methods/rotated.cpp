@@ -123,8 +123,9 @@ class RotatedStorage final : public TensorStorage {
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 
-  // The codes of all vectors are one stream: 8 divides dim, so that each vector starts a byte.
   [[nodiscard]] bool by_token() const override { return true; }
+
+  // The codes of all vectors are one stream: 8 divides dim, so that each vector starts a byte.
   StorageUse store(std::int64_t /*first*/, std::span<const float> x, std::span<float> read) const override {
     std::vector<std::uint16_t> norms(x.size() / dim_);
     std::vector<std::uint8_t> codes(x.size());

@@ -7,6 +7,8 @@
 #include <array>
 #include <cmath>
 
+#include "base/error.h"
+
 namespace kvcal::calib {
 namespace {
 
@@ -83,6 +85,23 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CausalAttention,
                                          AttentionCase{130, 9, 6, 10, 5, 1},
                                          AttentionCase{131, 0, 7, 5, 2, 1},
                                          AttentionCase{600, 0, 256, 256, 2, 1}));
+
+TEST_P(CausalAttention, OfTheLastTokenAloneIsItsRow) {
+  const AttentionCase at = GetParam();
+  at::manual_seed(2);
+  const at::Tensor q = at::randn({at.tokens, at.heads, at.key_dim});
+  const at::Tensor k = at::randn({at.tokens, at.kv_heads, at.key_dim});
+  const at::Tensor v = at::randn({at.tokens, at.kv_heads, at.value_dim});
+  const at::Tensor last = causal_attention(q.slice(0, at.tokens - 1), k, v, at.window);
+  const at::Tensor whole =
+      plain_attention(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble), at.window);
+  EXPECT_TRUE(at::allclose(last.to(at::kDouble), whole.slice(0, at.tokens - 1), 1e-5, 1e-6));
+}
+
+TEST(CausalAttentionOf, SomeQueriesOfMoreTokensIsRefused) {
+  const at::Tensor x = at::randn({9, 2, 8});
+  EXPECT_THROW((void)causal_attention(x.slice(0, 7), x, x, 0), base::Error);
+}
 
 TEST(CausalAttentionOf, LargeLogitsStaysFinite) {
   const at::Tensor q = at::full({200, 1, 8}, 1e4), k = at::randn({200, 1, 8}) * 1e3,
