@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 import torch
+from scipy.linalg import hadamard
 from scipy.stats import norm
 
 
@@ -148,6 +149,39 @@ def kivi(bits):
     return Method(rotated=True, key=key, value=value)
 
 
+def random_signs(dim, seed):
+    """The top bits of SplitMix64's first numbers (Steele et al. 2014): set is -1."""
+    signs = []
+    for i in range(1, dim + 1):
+        z = (seed + i * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        signs.append(-1.0 if (z ^ (z >> 31)) >> 63 else 1.0)
+    return torch.tensor(signs)
+
+
+# The levels that give a normal number the least squared error, those above 0 (Max 1960, table I).
+MAX_LEVELS = {2: [0.4528, 1.510], 3: [0.2451, 0.7560, 1.344, 2.152],
+              4: [0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733]}
+
+
+def turbo(bits, dim):
+    """Each head's vector over its norm, turned (docs/methods.md), on the levels of a normal number."""
+    block = dim & -dim
+    mix = torch.block_diag(*[torch.tensor(hadamard(block), dtype=torch.float32) / block**0.5] * (dim // block))
+    turn = mix @ torch.diag(random_signs(dim, 2)) @ mix @ torch.diag(random_signs(dim, 1))
+    levels = torch.tensor(sorted(MAX_LEVELS[bits] + [-level for level in MAX_LEVELS[bits]]))
+
+    def store(_layer, x):
+        x = x.unflatten(1, (-1, dim))
+        length = half(x.norm(dim=2, keepdim=True))
+        unit = torch.where(length > 0, x / length, 0.0)
+        code = torch.bucketize((unit @ turn.T * dim**0.5).contiguous(), (levels[1:] + levels[:-1]) / 2)
+        return (levels[code] / dim**0.5 @ turn * length).flatten(1)
+
+    return Method(rotated=True, key=store, value=store)
+
+
 def method(name, book):
     """A method by its name; None for fp. book: the codebook, an open h5py.File."""
     if name == "fp":
@@ -155,6 +189,10 @@ def method(name, book):
     blocks = {"fp8": float8, "q8_0": q8_0, "q4_0": q4_0}
     if name in blocks:
         return Method(rotated=True, key=blocks[name], value=blocks[name])
+    if name.startswith("turbo"):
+        layer = book["layers/0000"].attrs
+        assert layer["key_dim"] == layer["value_dim"]
+        return turbo(int(name[-1]), int(layer["key_dim"]))
     kind, bits, percent, way = re.fullmatch(r"(int|nf|nuq|kivi)(\d)(?:-([\d.]+)%)?(?:-(qn|nosink|channel|channel-rope))?",
                                             name).groups()
     bits = int(bits)

@@ -32,7 +32,8 @@ CALIBRATION_WINDOWS, CALIBRATION_SEQLEN = 8, 256
 NUQ = [f"nuq{bits}{outliers}{qnorm}" for bits in (2, 3, 4) for outliers in ("", "-1%") for qnorm in ("", "-qn")]
 ABLATION = ["int2-channel", "int3-channel-rope", "int3-channel", "int4-channel-rope", "nuq2-1%-nosink", "nuq3-nosink",
             "nuq3-1%-nosink", "nuq4-nosink"]
-METHODS = ["fp", "int2", "int3", "int4", "nf2", "nf3", "nf4", *NUQ, *ABLATION, "q8_0", "q4_0", "fp8", "kivi2", "kivi4"]
+METHODS = ["fp", "int2", "int3", "int4", "nf2", "nf3", "nf4", *NUQ, *ABLATION, "q8_0", "q4_0", "fp8", "kivi2", "kivi4",
+           "turbo2", "turbo3", "turbo4"]
 # Of those with standard errors beside them; the rest would say the same again.
 WITH_STDERR = ["fp", "int3", "nuq3", "nuq3-1%"]
 
