@@ -91,8 +91,7 @@ void add_windows(CommandLine& line, calib::ValidationOptions& options) {
 }
 
 std::string methods_help() {
-  std::string text =
-      "What is judged beside fp; by default int, nf and all that the codebook holds. There are";
+  std::string text = "What is judged beside fp; by default int, nf and the codebook's nuq. There are";
   for (const calib::MethodNames& family : calib::method_names())
     text += concat(text.ends_with("are") ? " " : "; ", family.names);
   return text;

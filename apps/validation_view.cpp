@@ -206,6 +206,16 @@ std::string passkey_text(const calib::ValidationReport& report) {
   return concat("\nPasskeys found again, by the prompt's length in tokens:\n\n", table.text());
 }
 
+// What else is done than the text.
+std::string more_text(const calib::ValidationPlan& plan) {
+  std::string text;
+  if (plan.generate > 0) text += concat("Then decodes ", plan.generate, " tokens of the model's own.\n");
+  if (plan.passkey.empty()) return text;
+  text += "Then asks for passkeys in prompts of ";
+  for (std::size_t i = 0; i < plan.passkey.size(); ++i) text += concat(i == 0 ? "" : ", ", plan.passkey[i]);
+  return text + " tokens.\n";
+}
+
 }  // namespace
 
 bool ValidationLimits::met_by(const calib::MethodReport& method) const {
@@ -226,10 +236,10 @@ const calib::MethodReport* smallest_within(const calib::ValidationReport& report
 std::string plan_text(const calib::ValidationPlan& plan) {
   std::string methods;
   for (const std::string& name : plan.methods) methods += (methods.empty() ? "" : ", ") + name;
-  std::string text =
-      concat("Validating ", plan.model, " in ", plan.dtype, ": ", plan.windows, " windows of ", plan.seqlen,
-             " tokens, ", plan.scored, " scored, protocol ", plan.protocol, ", BOS ", plan.bos,
-             ".\nMethods: ", methods, ".\nNeeds ", format_bytes(plan.memory_bytes), " of memory and ");
+  std::string text = concat("Validating ", plan.model, " in ", plan.dtype, ": ", plan.windows, " windows of ",
+                            plan.seqlen, " tokens, ", plan.scored, " scored, protocol ", plan.protocol,
+                            ", BOS ", plan.bos, ".\nMethods: ", methods, ".\n", more_text(plan), "Needs ",
+                            format_bytes(plan.memory_bytes), " of memory and ");
   return text +
          concat(format_duration(plan.need.seconds_low), " to ", format_duration(plan.need.seconds_high),
                 plan.need.disk_bytes > 0

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "calib/plan/libtorch_threads.h"
+#include "calib/plan/machine.h"
 #include "calib/plan/tensor_memory.h"
 #include "calib/validate/continuation.h"
 #include "calib/validation_job.h"
@@ -78,6 +79,14 @@ std::vector<MethodReport> report_methods(const ValidationJob& job, const std::ve
 
 std::vector<std::string> judge_inputs(const ValidationJob& job) {
   std::vector<std::string> warnings = job.session.windows.warnings;
+  const std::int64_t most = job.session.config().max_positions;
+  for (const ValidationRun run : job.runs()) {
+    const std::int64_t length = job.windows(run).seqlen;
+    if (most <= 0 || length <= most || run == ValidationRun::decoding) continue;
+    warnings.push_back(base::concat(
+        run == ValidationRun::text ? "windows" : "prompts", " of ", length, " tokens exceed the ", most,
+        " positions that the model was made for; what it does there says little"));
+  }
   if (!job.codebook) return warnings;
   const formats::CalibrationInfo& calibration = job.codebook->calibration;
   if (calibration.tokens_sha256 == job.session.windows.sha256())
@@ -128,27 +137,27 @@ void warn(ValidationReport& report, base::Progress& progress, const std::vector<
 
 class Runs {
  public:
-  Runs(const ValidationJob& job, const ResourceNeed& need, base::Progress& progress)
-      : job_(job), need_(need), progress_(progress) {}
+  Runs(const ValidationJob& job, base::Progress& progress) : job_(job), progress_(progress) {}
 
   // What the text shows: every method on the same windows.
-  [[nodiscard]] std::vector<MethodReport> score_text() const {
-    ComparisonOptions options = comparison(job_.session.windows.samples);
+  [[nodiscard]] std::vector<MethodReport> score_text(const RunNeed& need) const {
+    ComparisonOptions options = comparison(need, job_.session.windows.samples);
     options.first_scored.assign(options.first_scored.size(), job_.first_scored);
     options.each_alone = job_.options.per_layer_kl;
     return report_methods(job_, run(job_.session.windows, options));
   }
 
   // The windows' beginnings as prompts, and what full precision writes after them.
-  void decode(std::vector<MethodReport>& reports) const {
+  void decode(const RunNeed& need, std::vector<MethodReport>& reports) const {
     const std::int64_t tokens = job_.options.generate;
     const TokenWindows windows = continue_windows(job_.session, job_.session.windows,
                                                   {.tokens = tokens,
-                                                   .lanes = need_.lanes,
-                                                   .memory_bytes = cache_bytes(need_),
+                                                   .lanes = need.need.lanes,
+                                                   .memory_bytes = cache_bytes(need.need),
                                                    .scratch = job_.scratch_folder()},
                                                   progress_);
-    ComparisonOptions options = comparison(windows.samples);
+    release();
+    ComparisonOptions options = comparison(need, windows.samples);
     options.stage = "decoding, ";
     options.decoded = tokens;
     for (std::int64_t w = 0; w < windows.samples; ++w)
@@ -159,8 +168,8 @@ class Runs {
       reports[m].decoding = {costs[m].score, summarise_positions(costs[m].windows)};
   }
 
-  void ask_for_passkeys(std::vector<MethodReport>& reports) const {
-    ComparisonOptions options = comparison(0);
+  void ask_for_passkeys(const RunNeed& need, std::vector<MethodReport>& reports) const {
+    ComparisonOptions options = comparison(need, 0);
     options.first_scored = job_.passkey->first_scored;
     options.stage = "passkeys, ";
     options.errors = false;
@@ -177,19 +186,26 @@ class Runs {
   }
 
  private:
-  [[nodiscard]] ComparisonOptions comparison(std::int64_t windows) const {
+  [[nodiscard]] ComparisonOptions comparison(const RunNeed& need, std::int64_t windows) const {
     return {.first_scored = std::vector<std::int64_t>(static_cast<std::size_t>(windows)),
-            .lanes = need_.lanes,
-            .memory_bytes = cache_bytes(need_),
+            .lanes = need.need.lanes,
+            .memory_bytes = cache_bytes(need.need),
             .scratch = job_.scratch_folder()};
+  }
+  // What a run held is not kept for the next.
+  static void release() {
+    TensorMemory::release();
+    release_freed_memory();
   }
   [[nodiscard]] std::vector<MethodCost> run(const TokenWindows& windows,
                                             const ComparisonOptions& options) const {
-    return compare(job_.session, windows, job_.methods, job_.codebook_or_null(), options, progress_);
+    std::vector<MethodCost> costs =
+        compare(job_.session, windows, job_.methods, job_.codebook.get(), options, progress_);
+    release();
+    return costs;
   }
 
   const ValidationJob& job_;
-  const ResourceNeed& need_;
   base::Progress& progress_;
 };
 
@@ -210,16 +226,27 @@ ValidationReport run_validation(const ValidationOptions& options, base::Progress
   const ValidationJob job = prepare_validation(options, progress);
   at::set_num_threads(job.session.placement.threads);
   ValidationReport report;
-  report.plan = plan_validation(job);
-  const ResourceNeed& need = report.plan.need;
+  std::vector<RunNeed> needs;
+  for (const ValidationRun run : job.runs()) needs.push_back(job.need(run));
+  report.plan = plan_validation(job, needs);
   if (listener != nullptr) listener->on_plan(report.plan);
   warn(report, progress, judge_inputs(job));
-  check_need(need, job.run_shape());
-  TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes);
-  const Runs runs(job, need, progress);
-  report.methods = runs.score_text();
-  if (options.generate > 0) runs.decode(report.methods);
-  if (job.passkey) runs.ask_for_passkeys(report.methods);
+  for (std::size_t i = 0; i < needs.size(); ++i) check_need(needs[i].need, job.shape(job.runs()[i]));
+  const Runs runs(job, progress);
+  for (std::size_t i = 0; i < needs.size(); ++i) {
+    TensorMemory::set_limit(needs[i].need.memory_limit_bytes - needs[i].need.base_bytes);
+    switch (job.runs()[i]) {
+      case ValidationRun::text:
+        report.methods = runs.score_text(needs[i]);
+        break;
+      case ValidationRun::decoding:
+        runs.decode(needs[i], report.methods);
+        break;
+      case ValidationRun::passkeys:
+        runs.ask_for_passkeys(needs[i], report.methods);
+        break;
+    }
+  }
   warn(report, progress, judge_outliers(report.methods));
   warn(report, progress, judge_passkeys(report.methods.front()));
   report.seconds = std::chrono::duration<double>(Clock::now() - start).count();

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "calib/open_session.h"
 #include "calib/text/validation_windows.h"
+#include "calib/validate/attention_shares.h"
 #include "calib/validate/continuation.h"
 
 namespace kvcal::calib {
@@ -16,6 +17,8 @@ constexpr std::int64_t kStorageBytesPerNumber = 16;
 // For each logit: those of the model and the method, log-probabilities and probabilities of the one, those of the
 // other, a difference and a product, the last five in float64.
 constexpr std::int64_t kScoreBytesPerLogit = 56;
+// No model reads longer prompts today.
+constexpr std::int64_t kLongestPasskey = std::int64_t{1} << 24;
 // What a token costs that is decoded alone, in tokens of a window: the weights are read for it, and its past.
 constexpr double kDecodedTokens = 12;
 
@@ -29,9 +32,11 @@ void check_options(const ValidationOptions& options) {
         base::concat("--device is '", options.device, "': this version validates on the cpu only"));
   }
   if (options.generate < 0) throw base::WrongUsage("--generate: expected 1 or more");
-  for (const std::int64_t length : options.passkey)
-    if (length < 1)
-      throw base::WrongUsage(base::concat("--passkey ", length, ": expected a number of tokens"));
+  for (const std::int64_t length : options.passkey) {
+    if (length >= 1 && length <= kLongestPasskey) continue;
+    throw base::WrongUsage(
+        base::concat("--passkey ", length, ": expected a prompt's tokens, 1 to ", kLongestPasskey));
+  }
   if (options.threads < 0)
     throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
 }
@@ -87,7 +92,15 @@ void check_windows(const ValidationJob& job) {
 
 void make_passkeys(ValidationJob& job) {
   if (job.options.passkey.empty()) return;
-  const auto tokenizer = formats::load_tokenizer(job.session.folder.path);
+  const auto tokenizer = [&] {
+    try {
+      return formats::load_tokenizer(job.session.folder.path);
+    } catch (const base::InvalidInput& error) {
+      throw base::InvalidInput(base::concat("--passkey writes its own text and needs the model's tokenizer (",
+                                            error.what(),
+                                            "); leave out --passkey, or copy the tokenizer there"));
+    }
+  }();
   job.passkey = passkey_prompts(job.options.passkey, job.options.bos, *tokenizer);
   check_vocabulary(job.session, job.passkey->windows);
 }
@@ -110,12 +123,12 @@ void check_model(const ValidationJob& job) {
 
 void make_methods(ValidationJob& job) {
   std::vector<std::string> names = job.options.methods;
-  if (names.empty()) names = default_methods(job.codebook_or_null());
+  if (names.empty()) names = default_methods(job.codebook.get());
   job.methods.push_back({kFullPrecision, nullptr});
   std::set<std::string> seen;
   for (const std::string& name : names) {
     if (!seen.insert(name).second) throw base::WrongUsage(base::concat("--methods has ", name, " twice"));
-    if (name != kFullPrecision) job.methods.push_back({name, make_method(name, job.codebook_or_null())});
+    if (name != kFullPrecision) job.methods.push_back({name, make_method(name, job.codebook.get())});
   }
   // Whether each method has what it needs is known before any work.
   for (int layer = 0; layer < job.session.num_layers(); ++layer) {
@@ -133,74 +146,124 @@ std::int64_t largest_tensor(const Session& session) {
   return channels;
 }
 
-// Hidden states of all windows and variants that exist together, in the run that has most.
-std::int64_t state_bytes(const ValidationJob& job) {
-  const std::int64_t number = static_cast<std::int64_t>(at::elementSize(job.session.placement.dtype));
-  const auto states = [&](const TokenWindows& windows, bool each_alone) {
-    return comparison_states(job.session, job.stored_methods(), each_alone) * windows.tokens() *
-           job.session.config().hidden_size * number;
-  };
-  const TokenWindows& windows = job.session.windows;
-  std::int64_t most = states(windows, job.options.per_layer_kl);
-  if (job.options.generate > 0) most = std::max(most, continuation_bytes(job.session, windows));
-  if (job.passkey) most = std::max(most, states(job.passkey->windows, false));
-  return most;
+// Of attention that is compared, for each head and token: logits, shares and what becomes of them.
+constexpr std::int64_t kShareBytes = 4 * 4 * AttentionShares::kQueries;
+
+// What hooks hold of a sequence of so many tokens.
+std::int64_t hook_bytes(const ValidationJob& job, ValidationRun run, std::int64_t tokens) {
+  const auto number = static_cast<std::int64_t>(at::elementSize(job.session.placement.dtype));
+  std::int64_t most = 0, heads = 0;
+  for (int layer = 0; layer < job.session.num_layers(); ++layer) {
+    std::int64_t channels = 0;
+    for (const formats::CachedTensor& tensor : job.session.model->cache(layer)) channels += tensor.channels();
+    most = std::max(most, channels);
+    heads = std::max<std::int64_t>(
+        heads, job.session.config().layers[static_cast<std::size_t>(layer)].num_attention_heads);
+  }
+  std::int64_t bytes = tokens * largest_tensor(job.session) * kStorageBytesPerNumber;
+  if (run == ValidationRun::decoding) bytes += 2 * tokens * most * number;
+  if (run == ValidationRun::text) bytes += tokens * (2 * most * number + heads * kShareBytes);
+  return bytes;
+}
+
+std::int64_t comparison_state_bytes(const ValidationJob& job, ValidationRun run) {
+  const bool each_alone = run == ValidationRun::text && job.options.per_layer_kl;
+  return comparison_states(job.session, job.stored_methods(), each_alone) * job.windows(run).tokens() *
+         job.session.config().hidden_size *
+         static_cast<std::int64_t>(at::elementSize(job.session.placement.dtype));
 }
 
 // How often the windows' tokens go through all layers.
-double rounds(const ValidationJob& job) {
+double rounds(const ValidationJob& job, ValidationRun run) {
   const std::int64_t methods = job.stored_methods();
-  const auto layers = static_cast<double>(job.session.num_layers());
-  const auto tokens = static_cast<double>(job.session.windows.tokens());
-  double sum =
-      static_cast<double>(comparison_layers(job.session, methods, job.options.per_layer_kl)) / layers;
-  const auto once = static_cast<double>(methods + 1);
-  // Written by full precision, then read by all.
-  const auto decoded = static_cast<double>(job.session.windows.samples * job.options.generate);
-  if (decoded > 0) sum += (once + 1) * (1 + kDecodedTokens * decoded / tokens);
-  if (job.passkey) sum += once * static_cast<double>(job.passkey->windows.tokens()) / tokens;
-  return sum;
+  if (run != ValidationRun::decoding) {
+    const bool each_alone = run == ValidationRun::text && job.options.per_layer_kl;
+    return static_cast<double>(comparison_layers(job.session, methods, each_alone)) /
+           static_cast<double>(job.session.num_layers());
+  }
+  // Written by full precision, then read by it and all methods.
+  const TokenWindows& windows = job.windows(run);
+  const double decoded = static_cast<double>(windows.samples * job.options.generate);
+  return static_cast<double>(methods + 2) *
+         (1 + kDecodedTokens * decoded / static_cast<double>(windows.tokens()));
 }
 
-// All layers forward and the head, as often as there are variants.
-ResourceNeed estimate(const ValidationJob& job) {
-  const auto layers = static_cast<std::size_t>(job.session.num_layers());
-  RemainingWork left{std::vector<bool>(layers + 1, true), true, std::vector<bool>(layers + 1),
-                     std::vector<bool>(layers)};
-  ResourceNeed need = estimate_need(job.run_shape(), left);
-  need.seconds_low *= rounds(job);
-  need.seconds_high *= rounds(job);
-  need.disk_bytes = std::max<std::int64_t>(0, state_bytes(job) - cache_bytes(need));
-  return need;
+// All layers forward and the head, once.
+RemainingWork one_pass(const Session& session) {
+  const auto layers = static_cast<std::size_t>(session.num_layers());
+  return {std::vector<bool>(layers + 1, true), true, std::vector<bool>(layers + 1),
+          std::vector<bool>(layers)};
 }
+
+// Bytes a second in which weights are read that do not stay: of a disk, slow and fast.
+constexpr double kSlowDisk = 0.5e9, kFastDisk = 5e9;
 
 }  // namespace
+
+std::int64_t RunNeed::room_bytes() const {
+  return std::max<std::int64_t>(0, cache_bytes(need) - kept_bytes);
+}
+
+std::int64_t RunNeed::memory_bytes() const {
+  return need.memory_bytes + kept_bytes + std::min(state_bytes, room_bytes());
+}
 
 std::filesystem::path ValidationJob::scratch_folder() const {
   return options.scratch.empty() ? std::filesystem::temp_directory_path() : options.scratch;
 }
 
-RunShape ValidationJob::run_shape() const {
-  const TokenWindows& windows = session.windows;
-  const std::int64_t longest = std::max(windows.seqlen, passkey ? passkey->windows.seqlen : 0);
+const TokenWindows& ValidationJob::windows(ValidationRun run) const {
+  return run == ValidationRun::passkeys ? passkey->windows : session.windows;
+}
+
+std::vector<ValidationRun> ValidationJob::runs() const {
+  std::vector<ValidationRun> asked = {ValidationRun::text};
+  if (options.generate > 0) asked.push_back(ValidationRun::decoding);
+  if (passkey) asked.push_back(ValidationRun::passkeys);
+  return asked;
+}
+
+RunShape ValidationJob::shape(ValidationRun run) const {
+  const TokenWindows& its = windows(run);
   return {.model = *session.model,
           .weights = *session.weights,
-          .samples = windows.samples,
-          .seqlen = longest,
-          .tokens = windows.tokens(),
+          .samples = its.samples,
+          .seqlen = its.seqlen,
+          .tokens = its.tokens(),
           .with_gradients = false,
           .threads = session.placement.threads,
           .memory_bytes = options.memory_bytes,
           .work = scratch_folder(),
-          .lane_bytes = longest * largest_tensor(session) * kStorageBytesPerNumber,
+          .lane_bytes = hook_bytes(*this, run, its.seqlen),
           .head_bytes_per_logit = kScoreBytesPerLogit,
-          .smaller = "--seqlen"};
+          .smaller = run == ValidationRun::passkeys ? "--passkey" : "--seqlen"};
+}
+
+RunNeed ValidationJob::need(ValidationRun run) const {
+  RunNeed result{estimate_need(shape(run), one_pass(session)), 0, comparison_state_bytes(*this, run)};
+  ResourceNeed& need = result.need;
+  need.seconds_low *= rounds(*this, run);
+  need.seconds_high *= rounds(*this, run);
+  if (run == ValidationRun::decoding) {
+    const ContinuationNeed writing =
+        continuation_need(session, windows(run), options.generate, cache_bytes(need));
+    result.kept_bytes = writing.kept_bytes();
+    result.state_bytes = std::max(result.state_bytes, writing.state_bytes);
+    if (!writing.keeps_weights) {
+      const double read = static_cast<double>(options.generate) * static_cast<double>(writing.weight_bytes);
+      need.seconds_low += read / kFastDisk;
+      need.seconds_high += read / kSlowDisk;
+    }
+  }
+  need.disk_bytes = std::max<std::int64_t>(0, result.state_bytes - result.room_bytes());
+  return result;
 }
 
 ValidationJob prepare_validation(const ValidationOptions& options, base::Progress& progress) {
   check_options(options);
   ValidationJob job{options, open_session(options.model, options.dtype, options.threads), 0, {}, {}, {}};
-  if (!options.codebook.empty()) job.codebook = formats::read_codebook(options.codebook);
+  if (!options.codebook.empty())
+    job.codebook = std::make_unique<const formats::Codebook>(formats::read_codebook(options.codebook));
   check_model(job);
   make_methods(job);
   read_windows(job, progress);
@@ -209,7 +272,7 @@ ValidationJob prepare_validation(const ValidationOptions& options, base::Progres
   return job;
 }
 
-ValidationPlan plan_validation(const ValidationJob& job) {
+ValidationPlan plan_validation(const ValidationJob& job, const std::vector<RunNeed>& needs) {
   const TokenWindows& windows = job.session.windows;
   ValidationPlan plan{job.session.folder.name,
                       job.options.codebook,
@@ -223,10 +286,16 @@ ValidationPlan plan_validation(const ValidationJob& job) {
                       windows.bos,
                       dtype_text(job.session.placement.dtype),
                       {},
-                      estimate(job),
+                      needs.front().need,
                       0};
+  for (const RunNeed& need : needs) {
+    plan.memory_bytes = std::max(plan.memory_bytes, need.memory_bytes());
+    plan.need.disk_bytes = std::max(plan.need.disk_bytes, need.need.disk_bytes);
+    if (&need == &needs.front()) continue;
+    plan.need.seconds_low += need.need.seconds_low;
+    plan.need.seconds_high += need.need.seconds_high;
+  }
   for (const NamedMethod& method : job.methods) plan.methods.push_back(method.name);
-  plan.memory_bytes = plan.need.memory_bytes + std::min(state_bytes(job), cache_bytes(plan.need));
   return plan;
 }
 

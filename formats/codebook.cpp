@@ -33,6 +33,11 @@ const TensorCodebook* LayerCodebook::find(std::string_view name) const {
   return found == tensors.end() ? nullptr : &*found;
 }
 
+const TensorCodebook* Codebook::find(int layer, std::string_view tensor) const {
+  const auto found = std::ranges::find(layers, layer, &LayerCodebook::index);
+  return found == layers.end() ? nullptr : found->find(tensor);
+}
+
 const TensorCodebook& LayerCodebook::key() const {
   return require(*this, "key");
 }

@@ -153,6 +153,9 @@ struct Codebook {
   CalibrationInfo calibration;
   std::vector<LayerCodebook> layers;
 
+  /// Null where there is no such layer, or no tensor of that name in it.
+  [[nodiscard]] const TensorCodebook* find(int layer, std::string_view tensor) const;
+
   bool operator==(const Codebook&) const = default;
 };
 

@@ -267,7 +267,8 @@ class Decoder {
     tensor.halves = {real_or(path, "threshold_shift", 0), real_or(path, "datatype_excess", 0)};
     tensor.outliers = decode_sets(path, thresholds);
     tensor.with_sinks = decode_sets(path + kWithSinks, thresholds);
-    tensor.rotated = decode_sets(path + kRotated, thresholds);
+    // With sizes of its own it is another tensor.
+    if (!has(path + kRotated, "heads")) tensor.rotated = decode_sets(path + kRotated, thresholds);
     return tensor;
   }
 

@@ -121,9 +121,10 @@ class Validator {
       const std::string group = path + "/" + tensor.name;
       if (!is_tensor_name(tensor.name)) {
         fail(group, concat("'", tensor.name, "' is no name of a tensor; expected lower-case letters, digits ",
-                           "and _, a letter first, no ", kRotated,
-                           " at the end, and no name that a layer's attributes have"));
+                           "and _, a letter first, and no name that a layer's attributes have"));
       }
+      if (!codebook.rotated.empty() && layer.find(tensor.name + kRotated) != nullptr)
+        fail(group + kRotated, "is a tensor's name, and where the ablation of another lies");
       if (previous != nullptr && *previous == tensor.name) fail(group, "the tensor is given twice");
       previous = &tensor.name;
       if (has_kv_heads && (tensor.name == "key" || tensor.name == "value")) continue;
@@ -138,8 +139,7 @@ class Validator {
     // What else a layer has, in its group and in the JSON of inspect.
     constexpr std::array<std::string_view, 6> kTaken = {"layer",    "rope",    "window",
                                                         "kv_heads", "key_dim", "value_dim"};
-    return !name.empty() && letter(name.front()) && !name.ends_with(kRotated) &&
-           std::ranges::find(kTaken, name) == kTaken.end() &&
+    return !name.empty() && letter(name.front()) && std::ranges::find(kTaken, name) == kTaken.end() &&
            std::ranges::all_of(name, [&](char c) { return letter(c) || (c >= '0' && c <= '9') || c == '_'; });
   }
 
@@ -158,6 +158,16 @@ class Validator {
     check_sets(path, tensor.outliers, thresholds, Datatypes::some);
     check_sets(path + kWithSinks, tensor.with_sinks, thresholds, Datatypes::some);
     check_sets(path + kRotated, tensor.rotated, thresholds, Datatypes::none);
+    check_fractions(path + kWithSinks, tensor.with_sinks, tensor.outliers);
+    check_fractions(path + kRotated, tensor.rotated, tensor.outliers);
+  }
+
+  // What an ablation adds has the tensor's own fractions, or none.
+  void check_fractions(const std::string& path, const std::vector<OutlierSet>& sets,
+                       const std::vector<OutlierSet>& own) const {
+    if (sets.empty() || std::ranges::equal(sets, own, {}, &OutlierSet::fraction, &OutlierSet::fraction))
+      return;
+    fail(path, "has other outlier fractions than the tensor itself");
   }
 
   enum class Datatypes { some, none };

@@ -122,7 +122,7 @@ double thread_seconds(const RunShape& run, const RemainingWork& left, const Bloc
 std::int64_t fit_bytes(const RunShape& run, const LayerSizes& sizes) {
   const std::int64_t scopes =
       run.token_per_head ? sizes.token_scopes : std::min<std::int64_t>(1, sizes.token_scopes);
-  const std::int64_t thresholds = scopes * (8 * run.outlier_fractions + 24);
+  const std::int64_t thresholds = scopes * (8 * run.outlier_fractions * (run.ablation ? 2 : 1) + 24);
   return run.tokens * (thresholds + 8 * std::int64_t{run.threads} + sizes.cached) + kSolverBytes;
 }
 

@@ -56,8 +56,16 @@ class PromptMaker {
       throw base::WrongUsage(base::concat("--passkey ", length, " has no room for the question, which takes ",
                                           make(0, place, number).tokens.size(), " tokens"));
     }
-    std::int64_t low = 0, high = 1;
-    while (fits(high)) low = high, high *= 2;
+    // Sentences of one length would be this many; then steps that grow until they are too many.
+    constexpr std::int64_t kFew = 64;
+    const auto tokens = [&](std::int64_t sentences) {
+      return static_cast<std::int64_t>(make(sentences, place, number).tokens.size());
+    };
+    std::int64_t low =
+        (length - tokens(0)) * kFew / std::max<std::int64_t>(1, tokens(kFew) - tokens(0)) * 9 / 10;
+    if (!fits(low)) low = 0;
+    std::int64_t step = 1, high = low + 1;
+    while (fits(high)) low = high, high += step *= 2;
     while (high - low > 1) {
       const std::int64_t middle = (low + high) / 2;
       (fits(middle) ? low : high) = middle;

@@ -38,13 +38,10 @@ std::vector<std::vector<float>> sensitivities_of(const formats::Codebook* codebo
                                                  const std::vector<formats::CachedTensor>& tensors) {
   std::vector<std::vector<float>> weights(tensors.size());
   if (codebook == nullptr) return weights;
-  for (const formats::LayerCodebook& fit : codebook->layers) {
-    if (fit.index != layer) continue;
-    for (std::size_t t = 0; t < tensors.size(); ++t) {
-      const formats::TensorCodebook* found = fit.find(tensors[t].name);
-      if (found != nullptr && found->tensor.channels() == tensors[t].channels())
-        weights[t] = found->fisher_channel;
-    }
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    const formats::TensorCodebook* found = codebook->find(layer, tensors[t].name);
+    if (found != nullptr && found->tensor.channels() == tensors[t].channels())
+      weights[t] = found->fisher_channel;
   }
   return weights;
 }

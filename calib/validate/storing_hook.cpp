@@ -23,9 +23,9 @@ std::pair<at::Tensor, StorageUse> store(const LayerStorages& storages, std::size
         first, numbers(x), {read.mutable_data_ptr<float>(), static_cast<std::size_t>(read.numel())});
     return {read, use};
   } catch (const base::InvalidInput& error) {
-    throw base::InvalidInput(base::concat(storages.method, ", layer ", storages.layer, ", ",
-                                          storages.tensors[tensor].name, "s of window ", window, ": ",
-                                          error.what()));
+    throw base::InvalidInput(base::concat(
+        storages.method, ", layer ", storages.layer, ", ", storages.tensors[tensor].name, "s of window ",
+        window, first > 0 ? base::concat(" from token ", first, " on") : "", ": ", error.what()));
   }
 }
 

@@ -106,6 +106,9 @@ def test_json_has_the_keys_and_types_of_the_contract(codebook, report):
         assert 0 < method["kld_mean"] < method["kld_p99"] and method["kld_stderr"] > 0
         for layer in method["layers"]:
             assert set(layer) == {"layer", "key", "value"}
+            assert 0.3 < layer["key"]["attention_agreement"] < 1
+        agreements = [layer["key"].pop("attention_agreement") for layer in method["layers"]]
+        assert method["attention_agreement"] == pytest.approx(np.mean(agreements))
         for tensor in tensors(method):
             assert set(tensor) == {"mse", "relative", "weighted", "outliers_observed", "outliers_nominal"}
             assert tensor["mse"] > 0 and 0 < tensor["relative"] < 1 and 0 < tensor["weighted"] < 1
@@ -154,7 +157,7 @@ def test_the_table(codebook, report, tmp_path):
     lines = result.stdout.splitlines()
     assert re.fullmatch(r"model, 2 windows of 128 tokens, .*s", lines[0])
     head = next(i for i, line in enumerate(lines) if line.startswith("method "))
-    for word in ("bits/value", "perplexity", "change", "+-", "KL mean", "KL p99", "same top-1 %"):
+    for word in ("bits/value", "perplexity", "change", "+-", "KL mean", "KL p99", "same top-1 %", "attention %"):
         assert word in lines[head]
     written = by_name(json.loads(file.read_text()))
     rows = {line.split()[0]: line.split() for line in lines[head + 1:head + 4]}
@@ -162,12 +165,12 @@ def test_the_table(codebook, report, tmp_path):
     assert rows["fp"][1:] == ["32.00", f"{written['fp']['ppl']:.3f}"]
     for name in ("int3", "nuq3"):
         method = written[name]
-        assert rows[name][1:8] == [
+        assert rows[name][1:9] == [
             f"{method['bits_per_value']:.2f}", f"{method['ppl']:.3f}", f"{method['ppl_delta']:+.3f}",
             f"{method['ppl_delta_stderr']:.3f}", f"{method['kld_mean']:.5f}", f"{method['kld_p99']:.4f}",
-            f"{100 * method['top1_agreement']:.2f}"]
+            f"{100 * method['top1_agreement']:.2f}", f"{100 * method['attention_agreement']:.2f}"]
         noise = abs(method["ppl_delta"]) < 2 * method["ppl_delta_stderr"]
-        assert rows[name][8:] == (["within", "noise"] if noise else [])
+        assert rows[name][9:] == (["within", "noise"] if noise else [])
         assert any(line.startswith(f"  {name}: layer ") for line in lines)
     quiet = kvcal(*small_run("--methods", "int3", "--quiet"))
     assert quiet.returncode == 0 and quiet.stderr == "" and "int3" in quiet.stdout

@@ -183,7 +183,8 @@ TEST(Codebook, OutlierGroupsAreNamedAsPrintfDoes) {
 TEST(Codebook, AFractionThatPrintsRoundedIsKeptExactly) {
   const TemporaryFolder folder;
   Codebook codebook = sample_codebook();
-  codebook.layers[0].key().outliers[1].fraction = 1.0 / 3;
+  TensorCodebook& key = codebook.layers[0].key();
+  for (auto* sets : {&key.outliers, &key.with_sinks, &key.rotated}) sets->at(1).fraction = 1.0 / 3;
   EXPECT_EQ(round_trip(folder / "a.h5", codebook), codebook);
 }
 
@@ -219,6 +220,13 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
   expect([](Codebook& c) { c.layers[0].key().outliers[0].fraction = 0.01; },
          "outliers_0.01: the fraction is given twice");
   expect([](Codebook& c) { c.layers[0].key().outliers[0].fraction = 0.5; }, "fraction of 0.5");
+  expect([](Codebook& c) { c.layers[0].key().with_sinks.pop_back(); },
+         "key/with_sinks: has other outlier fractions");
+  expect([](Codebook& c) { c.layers[0].key().rotated[0].upper[3] = -9; }, "key_rope/outliers_0: channel 3");
+  expect([](Codebook& c) { c.layers[0].key().rotated[0].datatypes.resize(1); }, "expected thresholds alone");
+  expect([](Codebook& c) { c.layers[0].value().outliers[0].histogram.pop_back(); },
+         "value/outliers_0/histogram: has 127 elements");
+  expect([](Codebook& c) { c.layers[0].value().outliers[0].histogram[5] = -1; }, "element 5 is negative");
   expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[0].qnorm_scale = INFINITY; },
          "qnorm_scale is inf");
   expect([](Codebook& c) { c.layers[0].key().tensor.heads = c.layers[0].value().tensor.heads = 0; },

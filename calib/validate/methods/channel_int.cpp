@@ -38,14 +38,15 @@ class ChannelInt final : public CacheMethod {
                                                        const formats::CachedTensor& tensor) const override {
     if (tensor.thresholds == formats::ThresholdScope::token)
       return token_storage({datatype_}, static_cast<std::size_t>(tensor.channels()), {});
-    for (const formats::LayerCodebook& held : codebook_.layers) {
-      if (held.index != layer) continue;
-      const formats::TensorCodebook* found = held.find(tensor.name);
-      if (found == nullptr || found->tensor != tensor) continue;
-      if (const formats::OutlierSet* set = extremes(*found, name_.after_rope)) {
-        const auto point = name_.after_rope ? point_after_rope(tensor) : fisher::CachePoint::cached;
-        return channel_storage({datatype_, point}, set->lower, set->upper, 0);
-      }
+    const formats::TensorCodebook* found = codebook_.find(layer, tensor.name);
+    if (found == nullptr || found->tensor != tensor) {
+      throw base::InvalidInput(base::concat(name_of(name_), ": the codebook holds no tensor '", tensor.name,
+                                            "' of ", tensor.heads, " heads of ", tensor.dim, " for layer ",
+                                            layer, "; calibrate this model"));
+    }
+    if (const formats::OutlierSet* set = extremes(*found, name_.after_rope)) {
+      const auto point = name_.after_rope ? point_after_rope(tensor) : fisher::CachePoint::cached;
+      return channel_storage({datatype_, point}, set->lower, set->upper, 0);
     }
     throw base::InvalidInput(
         base::concat(name_of(name_), ": the codebook holds no range of the channels of layer ", layer, ", ",

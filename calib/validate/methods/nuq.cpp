@@ -99,20 +99,15 @@ class Nuq final : public CacheMethod {
       throw base::InvalidInput(base::concat(name_of(name_), ": the codebook holds no ", what, " for layer ",
                                             layer, ", ", tensor.name, "; calibrate the whole model anew"));
     };
-    for (const formats::LayerCodebook& held : codebook_.layers) {
-      if (held.index != layer) continue;
-      const formats::TensorCodebook* found = held.find(tensor.name);
-      if (found == nullptr || found->tensor != tensor)
-        missing(base::concat("tensor of ", tensor.heads, " heads of ", tensor.dim));
-      for (const formats::OutlierSet& set : sets_of(*found, name_.no_sinks)) {
-        if (formats::outlier_group_name(set.fraction) != formats::outlier_group_name(name_.fraction))
-          continue;
-        for (const formats::Datatype& datatype : set.datatypes)
-          if (datatype.bits == name_.bits) return {set, datatype};
-      }
-      missing("such datatype");
+    const formats::TensorCodebook* found = codebook_.find(layer, tensor.name);
+    if (found == nullptr || found->tensor != tensor)
+      missing(base::concat("tensor of ", tensor.heads, " heads of ", tensor.dim));
+    for (const formats::OutlierSet& set : sets_of(*found, name_.no_sinks)) {
+      if (formats::outlier_group_name(set.fraction) != formats::outlier_group_name(name_.fraction)) continue;
+      for (const formats::Datatype& datatype : set.datatypes)
+        if (datatype.bits == name_.bits) return {set, datatype};
     }
-    missing("layer");
+    missing("such datatype");
     throw base::Error("unreachable");
   }
 
