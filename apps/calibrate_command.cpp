@@ -124,8 +124,8 @@ void add_method(CommandLine& line, calib::CalibrationOptions& options) {
       ->type_name("N")
       ->group(group);
   app.add_flag("--ablation", options.ablation,
-               "Also what KVQuant's ablation takes, for validate's int3-channel-rope, int3-channel and "
-               "nuq3-nosink: the fits once more with sinks counted, and thresholds of keys after RoPE")
+               "Also what KVQuant's ablation takes, for validate's int3-channel and "
+               "nuq3-nosink: the fits once more with sinks counted")
       ->group(group);
   add_choice(app, "--value-scope", options.value_scope, calib::kValueScopes,
              "Thresholds of values are found over all channels of a token (token, the default), or for each "

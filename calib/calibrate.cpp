@@ -162,10 +162,7 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
         return fit;
       },
       [&](int layer) { passes.layer_done(layer); }, job.session.placement.threads);
-  Capturer capturer(job.session,
-                    {.sinks = job.options.sinks,
-                     .with_gradients = job.with_gradients(),
-                     .for_ablation = job.options.ablation},
+  Capturer capturer(job.session, {.sinks = job.options.sinks, .with_gradients = job.with_gradients()},
                     left.last_visited(), fits);
   passes.backward(capturer);
   fits.wait();

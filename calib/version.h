@@ -8,6 +8,6 @@ namespace kvcal::calib {
 
 /// Counts the changes after which the same run gives another codebook, or keeps its checkpoints in another
 /// form: two revisions do not go on from each other's work folders, nor take each other's results for done.
-inline constexpr int kRevision = 4;
+inline constexpr int kRevision = 5;
 
 }  // namespace kvcal::calib

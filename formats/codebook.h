@@ -4,8 +4,10 @@
 // what was given (layers by index, tensors by tensor_rank(), outlier sets by fraction, datatypes by bits).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -14,7 +16,7 @@
 namespace kvcal::formats {
 
 inline constexpr int kCodebookSchemaMajor = 1;
-inline constexpr int kCodebookSchemaMinor = 1;
+inline constexpr int kCodebookSchemaMinor = 2;
 
 /// What shares a pair of outlier thresholds.
 enum class ThresholdScope {
@@ -77,15 +79,53 @@ struct SampleAgreement {
   bool operator==(const SampleAgreement&) const = default;
 };
 
+/// Shares of numbers whose magnitude lies at or below a quantile of Magnitudes; the last is the maximum.
+inline constexpr std::array<double, 8> kMagnitudeLevels = {0.9,    0.99,   0.995,   0.999,
+                                                           0.9995, 0.9999, 0.99999, 1};
+
+/// Number formats of symmetric scales whose best threshold is kept, in the order of MagnitudeGroup::best.
+enum class ScaledType { int8, int4, fp8 };
+inline constexpr int kScaledTypes = 3;
+
+/// The magnitudes of what shares one scale.
+struct MagnitudeGroup {
+  std::vector<float> quantiles;  ///< [count, kMagnitudeLevels.size()], ascending in each row
+  /// [count, kScaledTypes]: the threshold whose scale leaves the least error, each number weighted by its
+  /// sensitivity.
+  std::vector<float> best;
+
+  bool operator==(const MagnitudeGroup&) const = default;
+};
+
+/// Of a tensor's numbers over all tokens of the sample, sinks too: what symmetric scales are made of.
+struct Magnitudes {
+  MagnitudeGroup channel, head, tensor;  ///< count is channels, heads, 1
+
+  bool operator==(const Magnitudes&) const = default;
+};
+
+/// Of a tensor; keys also as they are after RoPE.
+struct TensorMagnitudes {
+  Magnitudes cached;
+  std::optional<Magnitudes> rotated;  ///< as measured
+  /// Of the length of each pair of channels that RoPE turns, c and c + dim / 2 of a head: what either can reach at
+  /// any position.
+  std::optional<Magnitudes> envelope;
+
+  bool operator==(const TensorMagnitudes&) const = default;
+};
+
 /// Of one tensor of a layer; keys are taken before RoPE, except where it says otherwise.
 struct TensorCodebook {
   CachedTensor tensor;
   std::vector<float> fisher_channel;  ///< [channels], sum of F over samples and tokens
   std::vector<OutlierSet> outliers;
   SampleAgreement halves;
-  /// What KVQuant's ablation needs besides, each for the same fractions; empty where it was not asked for.
-  std::vector<OutlierSet> with_sinks;  ///< the same statistics, sinks counted as any token
-  std::vector<OutlierSet> rotated;     ///< thresholds alone, after RoPE, sinks counted as any token
+  /// The same statistics with sinks counted as any token, for KVQuant's ablation; empty where it was not asked for.
+  std::vector<OutlierSet> with_sinks;
+  /// Thresholds alone, for the same fractions, after RoPE and with sinks counted; empty for what is not rotated.
+  std::vector<OutlierSet> rotated;
+  std::optional<TensorMagnitudes> magnitudes;  ///< from schema 1.2 on
 
   bool operator==(const TensorCodebook&) const = default;
 };

@@ -266,6 +266,27 @@ void compare_sets(Comparison& compare, const std::string& path, const std::vecto
       });
 }
 
+void compare_magnitudes(Comparison& compare, const std::string& tensor, const TensorMagnitudes& left,
+                        const TensorMagnitudes& right) {
+  const auto compare_kind = [&](const std::string& path, const Magnitudes& a, const Magnitudes& b) {
+    for (const auto& [name, group] : {std::pair{"channel", &Magnitudes::channel},
+                                      {"head", &Magnitudes::head},
+                                      {"tensor", &Magnitudes::tensor}}) {
+      const std::string here = concat(path, kMagnitudes, "/", name);
+      compare.array(here + "_quantiles", (a.*group).quantiles, (b.*group).quantiles);
+      compare.array(here + "_best", (a.*group).best, (b.*group).best);
+    }
+  };
+  const auto compare_optional = [&](const std::string& path, const std::optional<Magnitudes>& a,
+                                    const std::optional<Magnitudes>& b) {
+    if (a && b) compare_kind(path, *a, *b);
+    if (a.has_value() != b.has_value()) compare.one_sided(path + kMagnitudes, a.has_value());
+  };
+  compare_kind(tensor, left.cached, right.cached);
+  compare_optional(tensor + kRotated, left.rotated, right.rotated);
+  compare_optional(tensor + kEnvelope, left.envelope, right.envelope);
+}
+
 void compare_tensor(Comparison& compare, const std::string& path, const TensorCodebook& left,
                     const TensorCodebook& right) {
   compare.array(path + "/fisher_channel", left.fisher_channel, right.fisher_channel);
@@ -274,6 +295,9 @@ void compare_tensor(Comparison& compare, const std::string& path, const TensorCo
   compare_sets(compare, path, left.outliers, right.outliers, columns_of(left.tensor.name));
   compare_sets(compare, path + kWithSinks, left.with_sinks, right.with_sinks, {});
   compare_sets(compare, path + kRotated, left.rotated, right.rotated, {});
+  // As the histograms: files of older schemas have none.
+  if (left.magnitudes && right.magnitudes)
+    compare_magnitudes(compare, path, *left.magnitudes, *right.magnitudes);
 }
 
 void compare_layer(Comparison& compare, const std::string& path, const LayerCodebook& left,

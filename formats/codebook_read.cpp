@@ -150,12 +150,26 @@ class Decoder {
     return tree_.values.contains(attribute_key(object, name)) ? real(object, name) : otherwise;
   }
 
-  std::vector<float> floats(const std::string& path) const {
+  const Hdf5Value& dataset(const std::string& path, std::size_t dimensions) const {
     const auto found = tree_.values.find(path);
     if (found == tree_.values.end()) fail(path, "the dataset is missing");
     const Hdf5Value& value = found->second;
     if (value.type != "float32") fail(path, concat("has the type ", value.type, "; expected float32"));
-    if (value.shape.size() != 1) fail(path, concat("has ", value.shape.size(), " dimensions; expected 1"));
+    if (value.shape.size() != dimensions)
+      fail(path, concat("has ", value.shape.size(), " dimensions; expected ", dimensions));
+    return value;
+  }
+
+  std::vector<float> floats(const std::string& path) const { return numbers(dataset(path, 1)); }
+
+  std::vector<float> matrix(const std::string& path, std::size_t columns) const {
+    const Hdf5Value& value = dataset(path, 2);
+    if (value.shape[1] != static_cast<std::int64_t>(columns))
+      fail(path, concat("has ", value.shape[1], " columns; expected ", columns));
+    return numbers(value);
+  }
+
+  static std::vector<float> numbers(const Hdf5Value& value) {
     std::vector<float> result(value.data.size() / sizeof(float));
     if (!result.empty()) std::memcpy(result.data(), value.data.data(), value.data.size());
     return result;
@@ -269,7 +283,23 @@ class Decoder {
     tensor.with_sinks = decode_sets(path + kWithSinks, thresholds);
     // With sizes of its own it is another tensor.
     if (!has(path + kRotated, "heads")) tensor.rotated = decode_sets(path + kRotated, thresholds);
+    if (!tree_.groups.contains(path + kMagnitudes)) return tensor;
+    tensor.magnitudes.emplace();
+    tensor.magnitudes->cached = decode_magnitudes(path);
+    if (tree_.groups.contains(path + kRotated + kMagnitudes))
+      tensor.magnitudes->rotated = decode_magnitudes(path + kRotated);
+    if (tree_.groups.contains(path + kEnvelope + kMagnitudes))
+      tensor.magnitudes->envelope = decode_magnitudes(path + kEnvelope);
     return tensor;
+  }
+
+  Magnitudes decode_magnitudes(const std::string& tensor) const {
+    const auto decode = [&](const char* name) {
+      const std::string path = concat(tensor, kMagnitudes, "/", name);
+      return MagnitudeGroup{matrix(path + "_quantiles", kMagnitudeLevels.size()),
+                            matrix(path + "_best", kScaledTypes)};
+    };
+    return {decode("channel"), decode("head"), decode("tensor")};
   }
 
   std::vector<OutlierSet> decode_sets(const std::string& path, bool thresholds) const {

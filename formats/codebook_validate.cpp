@@ -123,8 +123,10 @@ class Validator {
         fail(group, concat("'", tensor.name, "' is no name of a tensor; expected lower-case letters, digits ",
                            "and _, a letter first, and no name that a layer's attributes have"));
       }
-      if (!codebook.rotated.empty() && layer.find(tensor.name + kRotated) != nullptr)
-        fail(group + kRotated, "is a tensor's name, and where the ablation of another lies");
+      for (const char* const end : {kRotated, kEnvelope}) {
+        if ((!codebook.rotated.empty() || codebook.magnitudes) && layer.find(tensor.name + end) != nullptr)
+          fail(group + end, "is a tensor's name, and where statistics of another lie");
+      }
       if (previous != nullptr && *previous == tensor.name) fail(group, "the tensor is given twice");
       previous = &tensor.name;
       if (has_kv_heads && (tensor.name == "key" || tensor.name == "value")) continue;
@@ -160,6 +162,28 @@ class Validator {
     check_sets(path + kRotated, tensor.rotated, thresholds, Datatypes::none);
     check_fractions(path + kWithSinks, tensor.with_sinks, tensor.outliers);
     check_fractions(path + kRotated, tensor.rotated, tensor.outliers);
+    if (!tensor.magnitudes) return;
+    check_magnitudes(path + kMagnitudes, tensor.magnitudes->cached, tensor.tensor);
+    if (tensor.magnitudes->rotated)
+      check_magnitudes(path + kRotated + kMagnitudes, *tensor.magnitudes->rotated, tensor.tensor);
+    if (tensor.magnitudes->envelope)
+      check_magnitudes(path + kEnvelope + kMagnitudes, *tensor.magnitudes->envelope, tensor.tensor);
+  }
+
+  void check_magnitudes(const std::string& path, const Magnitudes& magnitudes,
+                        const CachedTensor& tensor) const {
+    const auto check = [&](const char* name, const MagnitudeGroup& group, std::int64_t count) {
+      const auto rows = static_cast<std::size_t>(count);
+      floats(concat(path, "/", name, "_quantiles"), group.quantiles, rows * kMagnitudeLevels.size());
+      floats(concat(path, "/", name, "_best"), group.best, rows * kScaledTypes);
+      for (const auto* numbers : {&group.quantiles, &group.best}) {
+        if (std::ranges::any_of(*numbers, [](float number) { return number < 0; }))
+          fail(concat(path, "/", name), "a magnitude is negative");
+      }
+    };
+    check("channel", magnitudes.channel, tensor.channels());
+    check("head", magnitudes.head, tensor.heads);
+    check("tensor", magnitudes.tensor, 1);
   }
 
   // What an ablation adds has the tensor's own fractions, or none.

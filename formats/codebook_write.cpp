@@ -9,6 +9,8 @@
 namespace kvcal::formats {
 namespace {
 
+using base::concat;
+
 /// Fills a tree group by group.
 class Encoder {
  public:
@@ -102,6 +104,23 @@ class Encoder {
     encode_sets(path + kWithSinks, tensor.with_sinks);
     if (!tensor.rotated.empty()) tree_.groups.insert(path + kRotated);
     encode_sets(path + kRotated, tensor.rotated);
+    if (!tensor.magnitudes) return;
+    encode_magnitudes(path, tensor.magnitudes->cached);
+    if (tensor.magnitudes->rotated) encode_magnitudes(path + kRotated, *tensor.magnitudes->rotated);
+    if (tensor.magnitudes->envelope) encode_magnitudes(path + kEnvelope, *tensor.magnitudes->envelope);
+  }
+
+  void encode_magnitudes(const std::string& tensor, const Magnitudes& magnitudes) {
+    const std::string path = tensor + kMagnitudes;
+    tree_.groups.insert({tensor, path});
+    const auto encode = [&](const char* name, const MagnitudeGroup& group) {
+      tree_.values.emplace(concat(path, "/", name, "_quantiles"),
+                           hdf5_matrix(group.quantiles, kMagnitudeLevels.size()));
+      tree_.values.emplace(concat(path, "/", name, "_best"), hdf5_matrix(group.best, kScaledTypes));
+    };
+    encode("channel", magnitudes.channel);
+    encode("head", magnitudes.head);
+    encode("tensor", magnitudes.tensor);
   }
 
   void encode_sets(const std::string& path, const std::vector<OutlierSet>& sets) {
@@ -150,6 +169,10 @@ Codebook sorted(Codebook codebook) {
 }
 
 }  // namespace
+
+Hdf5Tree codebook_tree(const Codebook& codebook) {
+  return Encoder().encode(sorted(codebook));
+}
 
 void write_codebook(const std::filesystem::path& path, const Codebook& codebook) {
   if (codebook.schema_major != kCodebookSchemaMajor) {

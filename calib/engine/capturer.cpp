@@ -15,7 +15,7 @@ Capturer::Capturer(const Session& session, const CaptureOptions& options, int la
     first_token_.push_back(tokens_);
     tokens_ += length - options.sinks;
   }
-  if (options.for_ablation) sink_tokens_ = session.windows.samples * options.sinks;
+  sink_tokens_ = session.windows.samples * options.sinks;
 }
 
 CapturedMatrix Capturer::room(const formats::CachedTensor& tensor) const {
@@ -28,11 +28,12 @@ void Capturer::begin(int layer) {
   rotated_.clear();
   capture_.layer = layer;
   const std::vector<formats::CachedTensor> tensors = session_.model->cache(layer);
+  const bool rotates = session_.config().layers[static_cast<std::size_t>(layer)].rope_json != "null";
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     capture_.tensors.push_back({tensors[t], room(tensors[t]),
                                 options_.with_gradients ? room(tensors[t]) : CapturedMatrix(), sink_tokens_});
     // Thresholds by channel are what rotation moves; those of a token are found anew in any case.
-    if (!options_.for_ablation || tensors[t].thresholds != formats::ThresholdScope::channel) continue;
+    if (!rotates || tensors[t].thresholds != formats::ThresholdScope::channel) continue;
     capture_.rotated.push_back({tensors[t], room(tensors[t]), {}, sink_tokens_});
     rotated_.push_back(t);
   }
@@ -64,10 +65,11 @@ void Capturer::end(int layer) {
   queue_.add(std::move(capture_), layer == last_layer_);
 }
 
-// A sample's tokens in their place; its sinks behind those of all samples, or nowhere.
+// A sample's tokens in their place; its sinks behind the tokens of all samples.
 void Capturer::put(CapturedMatrix& matrix, std::int64_t sample, const at::Tensor& x) const {
   put_tokens(matrix, first_token_[static_cast<std::size_t>(sample)], x.slice(0, options_.sinks));
-  if (sink_tokens_ > 0) put_tokens(matrix, tokens_ + sample * options_.sinks, x.slice(0, 0, options_.sinks));
+  if (options_.sinks > 0)
+    put_tokens(matrix, tokens_ + sample * options_.sinks, x.slice(0, 0, options_.sinks));
 }
 
 void Capturer::put_tokens(CapturedMatrix& matrix, std::int64_t first, const at::Tensor& x) const {

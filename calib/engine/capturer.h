@@ -13,8 +13,6 @@ namespace kvcal::calib {
 struct CaptureOptions {
   int sinks = 0;  ///< tokens at the start of each sample that statistics leave out
   bool with_gradients = true;
-  /// Sinks too, and what is rotated once more after RoPE.
-  bool for_ablation = false;
 };
 
 /// Session and queue outlive this object.

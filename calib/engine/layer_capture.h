@@ -48,15 +48,14 @@ class CapturedMatrix {
   std::variant<RowMajor<float>, RowMajor<Eigen::bfloat16>> numbers_;
 };
 
-/// One cached tensor of a layer. The sinks of each sample and padding are left out, samples follow each other.
+/// One cached tensor of a layer. Samples follow each other, without padding; their sinks stand behind all of them.
 struct CapturedTensor {
   formats::CachedTensor tensor;
   /// As it is cached: keys before RoPE, values.
   CapturedMatrix x;
   /// dL/dx, not squared (squares of small ones would underflow); empty: every weight is 1.
   CapturedMatrix gradients;
-  /// Where the sinks were asked for they are the last tokens of both, so many.
-  std::int64_t sinks = 0;
+  std::int64_t sinks = 0;  ///< the last tokens of both, so many
 
   /// Those without the sinks.
   [[nodiscard]] Range tokens() const { return {0, x.tokens() - sinks}; }
@@ -66,7 +65,7 @@ struct CapturedTensor {
 struct LayerCapture {
   int layer = 0;
   std::vector<CapturedTensor> tensors;  ///< in the order of Model::cache()
-  /// After RoPE, without gradients: where they were asked for, those of `tensors` that are rotated.
+  /// After RoPE, without gradients: those of `tensors` whose thresholds are a channel's.
   std::vector<CapturedTensor> rotated;
 };
 

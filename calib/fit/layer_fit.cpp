@@ -8,6 +8,7 @@
 #include "base/float16.h"
 #include "base/parallel.h"
 #include "calib/fit/fit_source.h"
+#include "calib/fit/magnitudes.h"
 #include "calib/fit/qnorm.h"
 #include "calib/fit/sample_halves.h"
 #include "calib/fit/thresholds.h"
@@ -180,10 +181,9 @@ formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const CapturedT
   const std::vector<Thresholds> thresholds =
       find_thresholds(tokens, layout, options.outliers, options.threads);
   codebook.outliers = fit_sets(tokens, thresholds, layout, name, options);
-  if (options.ablation) {
-    codebook.with_sinks = fit_with_sinks(tensor, layout, name, options);
-    if (rotated != nullptr) codebook.rotated = rotated_thresholds(*rotated, layout, name, options);
-  }
+  if (options.ablation) codebook.with_sinks = fit_with_sinks(tensor, layout, name, options);
+  if (rotated != nullptr) codebook.rotated = rotated_thresholds(*rotated, layout, name, options);
+  codebook.magnitudes = find_magnitudes(tensor, rotated, options.threads);
   const auto widest = std::max_element(options.outliers.begin(), options.outliers.end());
   codebook.halves = compare_halves(
       tensor, thresholds[static_cast<std::size_t>(widest - options.outliers.begin())], layout, options);

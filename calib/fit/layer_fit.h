@@ -18,8 +18,7 @@ struct FitOptions {
   bool token_per_head = false;
   bool range_weights = true;  ///< weights F s^2; else F
   int threads = 0;
-  /// Also what the ablation needs, of a capture that has it.
-  bool ablation = false;
+  bool ablation = false;  ///< each fit once more with sinks counted
 };
 
 /// Fits every tensor of a layer, every fraction and bits. The same result for any number of threads.

@@ -144,8 +144,7 @@ void need_memory(const RunShape& run, const RemainingWork& left, const BlockProb
   const LayerSizes sizes = largest_sizes(run);
   const std::int64_t layer_weights = largest_layer(run).bytes;
   const auto element = static_cast<std::int64_t>(at::elementSize(run.weights.dtype()));
-  const std::int64_t numbers =
-      sizes.cached * (run.with_gradients ? 2 : 1) + (run.ablation ? sizes.rotated : 0);
+  const std::int64_t numbers = sizes.cached * (run.with_gradients ? 2 : 1) + sizes.rotated;
   const std::int64_t capture = tokens * numbers * element;
   const StageNeed forward{
       "forward", layer_weights,

@@ -53,7 +53,7 @@ struct RunShape {
   std::int64_t tokens = 0;  ///< of all samples, without padding
   bool with_gradients = true;
   int outlier_fractions = 0;
-  bool ablation = false;              ///< each fit is made twice, and what is rotated is captured once more
+  bool ablation = false;              ///< each fit is made twice
   bool token_per_head = false;        ///< thresholds of a token are found for each head
   std::int64_t activation_bytes = 0;  ///< of one layer's hidden states or gradients, of all samples
   int threads = 1;

@@ -6,17 +6,23 @@
 #include <string_view>
 
 #include "formats/codebook.h"
+#include "formats/internal/hdf5_tree.h"
 
 namespace kvcal::formats {
 
 inline constexpr std::string_view kCodebookFormat = "kvcal-codebook";
 
-/// What follows a tensor's path in those of its statistics for the ablation.
+/// What follows a tensor's path in those of its further statistics.
 inline constexpr const char* kWithSinks = "/with_sinks";
 inline constexpr const char* kRotated = "_rope";
+inline constexpr const char* kEnvelope = "_envelope";
+inline constexpr const char* kMagnitudes = "/magnitudes";
 
 /// "/layers/0000"
 [[nodiscard]] std::string layer_path(int index);
+
+/// What a file of the codebook holds: all groups, datasets and attributes, content_sha256 among them.
+[[nodiscard]] Hdf5Tree codebook_tree(const Codebook& codebook);
 
 /// Sizes, order and values, and that texts are text. Throws InvalidInput naming `file`, the path in it and
 /// the rule. Expects layers, outlier sets and datatypes sorted.

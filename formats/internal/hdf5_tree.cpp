@@ -43,6 +43,12 @@ Hdf5Value hdf5_floats(std::span<const float> values) {
   return {"float32", {static_cast<std::int64_t>(values.size())}, {bytes.begin(), bytes.end()}};
 }
 
+Hdf5Value hdf5_matrix(std::span<const float> values, std::size_t columns) {
+  Hdf5Value value = hdf5_floats(values);
+  value.shape = {static_cast<std::int64_t>(values.size() / columns), static_cast<std::int64_t>(columns)};
+  return value;
+}
+
 std::string attribute_key(std::string_view object, std::string_view name) {
   return base::concat(object, "@", name);
 }

@@ -43,6 +43,8 @@ struct Hdf5Tree {
 [[nodiscard]] Hdf5Value hdf5_byte(std::uint8_t value);
 [[nodiscard]] Hdf5Value hdf5_real(double value);
 [[nodiscard]] Hdf5Value hdf5_floats(std::span<const float> values);
+/// [values / columns, columns]
+[[nodiscard]] Hdf5Value hdf5_matrix(std::span<const float> values, std::size_t columns);
 
 /// The key of an attribute of a group or dataset; "/" is the root.
 [[nodiscard]] std::string attribute_key(std::string_view object, std::string_view name);

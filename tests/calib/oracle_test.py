@@ -30,6 +30,12 @@ OBJECTIVE_TOLERANCE = 5e-6
 # Parts of [-1, 1], and how far a part's share of the weight may lie off: gradients are taken in float32, and a point at the
 # edge of two parts may fall in either.
 BINS, SHARE_TOLERANCE = 128, 1e-5
+LEVELS = (0.9, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999)
+SCOPES = ("channel", "head", "tensor")
+# As of what is stored: whether after RoPE, whether the length of pairs.
+MAGNITUDES = {"key": (False, False), "key_rope": (True, False), "key_envelope": (False, True), "value": (False, False)}
+# Of numbers that share a scale, how many parts of their maximum errors are taken at the middles of; what is tried of it.
+ERROR_PARTS, TRIED = 1024, np.linspace(0.22, 1, 40)
 
 # The runs, each with what it asks for beside --sinks, --outliers and --bits.
 RUNS = {"plain": (), "head": ("--value-scope", "head"), "unscaled": ("--fisher-scale", "none"),
@@ -236,8 +242,8 @@ def test_the_ablation_adds_to_the_file_and_changes_nothing_in_it(books):
     added = ablation.keys() - plain.keys()
     assert plain.keys() <= ablation.keys()
     assert {path.split("/outliers_")[0] for path in added} == {
-        f"{layer:04d}/{what}" for layer in range(LAYERS) for what in ("key/with_sinks", "value/with_sinks", "key_rope")}
-    assert not any("with_sinks" in path or "_rope" in path for path in plain)
+        f"{layer:04d}/{what}" for layer in range(LAYERS) for what in ("key/with_sinks", "value/with_sinks")}
+    assert not any("with_sinks" in path for path in plain)
     for path, item in plain.items():
         np.testing.assert_array_equal(item[:], ablation[path][:], err_msg=path)
         assert dict(item.attrs) == dict(ablation[path].attrs), path
@@ -319,3 +325,96 @@ def test_datatypes_reach_the_optimum(books, captured, gradients, name, kind, fra
         assert attributes["qnorm_scale"] == pytest.approx(scale, rel=1e-4)
         assert attributes["qnorm_offset"] == pytest.approx(points.mean() - nearest.mean() * scale, abs=1e-4)
         assert h5py_text(attributes["weights"]) == ("none" if insensitive else "fisher")
+
+
+
+def by_pairs(a, combine):
+    """[tokens, channels], each the combination of what RoPE turns together."""
+    pairs = a.reshape(len(a), KV_HEADS, 2, -1)
+    return np.broadcast_to(combine(pairs[:, :, :1], pairs[:, :, 1:]), pairs.shape).reshape(a.shape)
+
+
+def magnitudes(captured, gradients, rotated, path, layer, tokens=every_token):
+    """x and squared gradients, [tokens, channels] each, as `path` is to count them."""
+    turned, lengths = MAGNITUDES[path]
+    kind = "value" if path == "value" else "key"
+    x, squares = (tokens(a) for a in (rotated[layer] if turned else captured[kind, layer], gradients[kind, layer] ** 2))
+    return (by_pairs(x, np.hypot) if lengths else x,
+            by_pairs(squares, lambda a, b: (a + b) / 2) if turned or lengths else squares)
+
+
+def sharing(a, scope):
+    """[count, numbers]: those of one scale in a row."""
+    return a.T.reshape({"channel": a.shape[1], "head": KV_HEADS, "tensor": 1}[scope], -1)
+
+
+def symmetric_error(x, weights, threshold, column):
+    """As int8, int4 or E4M3."""
+    if column == 2:
+        scaled = torch.from_numpy(np.clip(x / threshold * 448, -448, 448))
+        back = scaled.to(torch.float8_e4m3fn).double().numpy() * threshold / 448
+    else:
+        codes = (128, 8)[column]
+        back = np.clip(np.rint(x / threshold * codes), -codes, codes - 1) * threshold / codes
+    return (weights * (back - x) ** 2).sum()
+
+
+def in_parts(x, weights):
+    """Where the weight of each part of the magnitudes lies on average, by sign, and how much it is."""
+    part = np.minimum(np.floor(np.abs(x) / np.abs(x).max() * ERROR_PARTS), ERROR_PARTS - 1).astype(int) + ERROR_PARTS * (x < 0)
+    sums = np.bincount(part, weights, 2 * ERROR_PARTS)
+    moments = np.bincount(part, weights * x, 2 * ERROR_PARTS)
+    return moments[sums > 0] / sums[sums > 0], sums[sums > 0]
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("path", MAGNITUDES)
+def test_quantiles_of_magnitudes_count_every_token(books, captured, gradients, rotated, path, layer):
+    group = books["plain"][f"layers/{layer:04d}/{path}/magnitudes"]
+    x = np.abs(magnitudes(captured, gradients, rotated, path, layer)[0])
+    other = {"key": "key_rope", "key_rope": "key", "key_envelope": "key", "value": "key"}[path]
+    mistakes = [np.abs(magnitudes(captured, gradients, rotated, other, layer)[0]),
+                np.abs(magnitudes(captured, gradients, rotated, path, layer, without_sinks)[0])]
+    for scope in SCOPES:
+        stored, rows = group[f"{scope}_quantiles"][:].astype(np.float64), sharing(x, scope)
+        largest = rows.max(axis=1)
+        np.testing.assert_allclose(stored[:, -1], largest, rtol=1e-5)
+        # A quantile lies in the part of the maximum where the order statistic does: one of the numbers themselves.
+        exact = np.quantile(rows, LEVELS, axis=1, method="inverted_cdf").T
+        assert (np.abs(stored[:, :-1] - exact) / largest[:, None]).max() < 1 / 4096 + 1e-5
+        for mistake in mistakes:
+            wrong = np.quantile(sharing(mistake, scope), LEVELS, axis=1, method="inverted_cdf").T
+            assert (np.abs(stored[:, :-1] - wrong) / largest[:, None]).max() > 4 / 4096
+    for mistake in mistakes:
+        assert np.abs(group["channel_quantiles"][:, -1] / mistake.max(axis=0) - 1).max() > 0.01
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("path", MAGNITUDES)
+def test_best_thresholds_leave_the_least_weighted_error(books, captured, gradients, rotated, path, layer):
+    group = books["plain"][f"layers/{layer:04d}/{path}/magnitudes"]
+    x, squares = magnitudes(captured, gradients, rotated, path, layer)
+    gains, unweighted = [], []
+    for scope in SCOPES:
+        rows, weights = sharing(x, scope), sharing(squares, scope)
+        if path == "key_envelope":  # a length may turn to either side
+            rows, weights = np.concatenate([rows, -rows], axis=1), np.concatenate([weights, weights], axis=1) / 2
+        stored = group[f"{scope}_best"][:].astype(np.float64)
+        largest = np.abs(rows).max(axis=1)
+        assert stored.min() > 0 and (stored / largest[:, None]).max() < 1 + 1e-5
+        for row in range(0, len(rows), 16 if scope == "channel" else 1):
+            weighted, alike = in_parts(rows[row], weights[row]), in_parts(rows[row], np.ones_like(rows[row]))
+            for column in range(3):
+                def ratio(numbers, column=column, best=stored[row, column], largest=largest[row], shares=TRIED):
+                    """The error of our threshold over the least of some."""
+                    return symmetric_error(*numbers, best, column) / min(
+                        symmetric_error(*numbers, share * largest, column) for share in shares)
+                assert ratio(weighted) <= 1.02, (scope, row, column)
+                unweighted.append(ratio(alike))
+                if column == 1 and scope != "channel":
+                    # Of the numbers themselves and of any threshold: int4's steps are wide beside the parts.
+                    exact = rows[row], weights[row]
+                    assert ratio(exact, shares=np.linspace(0.22, 1, 300)) <= 1.02, (scope, row)
+                    gains.append(1 / ratio(exact, shares=[1]))
+    # So neither the maximum would do, nor a threshold of numbers that count alike.
+    assert max(gains) > 1.1 and max(unweighted) > 1.1

@@ -18,6 +18,7 @@ class CodebookDamage : public ::testing::Test {
     for (TensorCodebook& tensor : codebook.layers[0].tensors) {
       tensor.with_sinks.clear();
       tensor.rotated.clear();
+      tensor.magnitudes.reset();
       tensor.outliers.pop_back();
     }
     write_codebook(path_, codebook);

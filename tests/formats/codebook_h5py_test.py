@@ -78,7 +78,7 @@ def test_a_host_programs_own_file_is_flushed_at_its_exit(path, tmp_path):
 def test_names_types_and_values(path):
     with h5py.File(path, "r") as file:
         assert file.attrs["format"] == b"kvcal-codebook"
-        assert file.attrs["schema_major"] == 1 and file.attrs["schema_minor"] == 1
+        assert file.attrs["schema_major"] == 1 and file.attrs["schema_minor"] == 2
         assert file.attrs["complete"] == 1 and file.attrs["complete"].dtype == np.uint8
         assert list(file) == ["calibration", "layers", "model"]
         assert list(file["layers"]) == ["0000", "0002"]
@@ -92,10 +92,15 @@ def test_names_types_and_values(path):
         assert file["calibration"].attrs["seed"] == -7
         layer = file["layers/0000"]
         assert [int(layer.attrs[n]) for n in ("kv_heads", "key_dim", "value_dim", "window")] == [2, 4, 3, 0]
-        assert list(layer["key"]) == ["fisher_channel", "outliers_0", "outliers_0.01", "with_sinks"]
+        assert list(layer["key"]) == ["fisher_channel", "magnitudes", "outliers_0", "outliers_0.01", "with_sinks"]
         assert list(layer["key/outliers_0.01"]) == ["histogram", "lower", "nuq2", "nuq3", "upper"]
         assert list(layer["key/with_sinks/outliers_0"]) == ["histogram", "lower", "nuq2", "nuq3", "upper"]
         assert list(layer["key_rope/outliers_0.01"]) == ["lower", "upper"]
+        for tensor in ("key", "key_rope", "key_envelope", "value"):
+            shapes = {name: item.shape for name, item in layer[f"{tensor}/magnitudes"].items()}
+            channels = 6 if tensor == "value" else 8
+            assert shapes == {"channel_quantiles": (channels, 8), "channel_best": (channels, 3), "head_quantiles": (2, 8),
+                              "head_best": (2, 3), "tensor_quantiles": (1, 8), "tensor_best": (1, 3)}
         assert list(layer["value/outliers_0.01"]) == ["histogram", "nuq2", "nuq3"]
         assert layer["value/fisher_channel"].shape == (6,)
         np.testing.assert_allclose(layer["key/outliers_0.01/lower"], -3.5 + 0.1 * np.arange(8), rtol=1e-6)
@@ -109,7 +114,7 @@ def test_every_dataset_is_float32_with_fletcher32(path):
     seen = []
     with h5py.File(path, "r") as file:
         file.visititems(lambda name, item: seen.append(item) if isinstance(item, h5py.Dataset) else None)
-        assert len(seen) == 2 * (2 + 2 * (2 * 2 + 2 * 2 * 2 + 2 * 2) + 2 * 2)
+        assert len(seen) == 2 * (2 + 2 * (2 * 2 + 2 * 2 * 2 + 2 * 2) + 2 * 2 + 4 * 3 * 2)
         for dataset in seen:
             assert dataset.fletcher32 and dataset.dtype == np.dtype("<f4"), dataset.name
 
@@ -125,7 +130,7 @@ def reseal(file):
 
 def test_what_a_newer_minor_version_adds_is_passed_over_but_hashed(path):
     with h5py.File(path, "r+") as file:
-        file.attrs["schema_minor"] = 2
+        file.attrs["schema_minor"] = 3
         file["layers/0000/key/outliers_0.01/nuq3"].create_dataset("scale", data=np.ones(8, "f4"), fletcher32=True)
         file["layers/0000"].attrs["note"] = "text of variable length"
         file.create_group("extra").attrs["list"] = np.arange(3)

@@ -227,6 +227,10 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
   expect([](Codebook& c) { c.layers[0].value().outliers[0].histogram.pop_back(); },
          "value/outliers_0/histogram: has 127 elements");
   expect([](Codebook& c) { c.layers[0].value().outliers[0].histogram[5] = -1; }, "element 5 is negative");
+  expect([](Codebook& c) { c.layers[0].value().magnitudes->cached.head.best.pop_back(); },
+         "value/magnitudes/head_best: has 5 elements");
+  expect([](Codebook& c) { c.layers[0].key().magnitudes->envelope->tensor.quantiles[2] = -1; },
+         "key_envelope/magnitudes/tensor: a magnitude is negative");
   expect([](Codebook& c) { c.layers[0].key().outliers[0].datatypes[0].qnorm_scale = INFINITY; },
          "qnorm_scale is inf");
   expect([](Codebook& c) { c.layers[0].key().tensor.heads = c.layers[0].value().tensor.heads = 0; },

@@ -46,6 +46,17 @@ inline TensorCodebook sample_tensor(const CachedTensor& described, float seed) {
     set.datatypes.clear();
     tensor.rotated.push_back(set);
   }
+  const auto rows = [&](int count, float first) {
+    return MagnitudeGroup{ramp(count * 8, first, 0.25F), ramp(count * 3, first, 0.125F)};
+  };
+  const auto magnitudes = [&](float first) {
+    return Magnitudes{rows(channels, first), rows(described.heads, first + 1), rows(1, first + 2)};
+  };
+  tensor.magnitudes = {magnitudes(seed), {}, {}};
+  if (described.thresholds == ThresholdScope::channel) {
+    tensor.magnitudes->rotated = magnitudes(seed + 3);
+    tensor.magnitudes->envelope = magnitudes(seed + 6);
+  }
   return tensor;
 }
 

@@ -48,10 +48,10 @@ class ChannelInt final : public CacheMethod {
       const auto point = name_.after_rope ? point_after_rope(tensor) : fisher::CachePoint::cached;
       return channel_storage({datatype_, point}, set->lower, set->upper, 0);
     }
-    throw base::InvalidInput(
-        base::concat(name_of(name_), ": the codebook holds no range of the channels of layer ", layer, ", ",
-                     tensor.name, name_.after_rope ? "s after RoPE" : "s with their sinks",
-                     "; calibrate with --ablation, and 0 among --outliers"));
+    throw base::InvalidInput(base::concat(
+        name_of(name_), ": the codebook holds no range of the channels of layer ", layer, ", ", tensor.name,
+        name_.after_rope ? "s after RoPE; calibrate" : "s with their sinks; calibrate with --ablation",
+        " and 0 among --outliers"));
   }
 
  private:
@@ -99,7 +99,7 @@ std::vector<std::string> by_default(const formats::Codebook* /*codebook*/) {
 
 MethodFamily channel_int_methods() {
   return {{"intB-channel, intB-channel-rope",
-           "uniform levels on each key channel's range, before or after RoPE; of calibrate --ablation"},
+           "uniform levels on each key channel's range, before RoPE (of calibrate --ablation) or after it"},
           make,
           served,
           by_default};
