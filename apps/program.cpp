@@ -95,6 +95,8 @@ std::span<const Command> commands() {
   static constexpr std::array kCommands = {
       Command{"calibrate", "make the codebook of a model from calibration text", run_calibrate},
       Command{"validate", "show what a codebook costs: perplexity, divergence, error by layer", run_validate},
+      Command{"export", "hand a codebook, or scales of the same calibration, to a serving system",
+              run_export},
       Command{"inspect", "what is in a codebook and where it comes from", run_inspect},
       Command{"diff", "what changed between two codebooks", run_diff},
       Command{"kmeans", "the solver alone: optimal centroids of numbers in a .npy file", run_kmeans},

@@ -28,6 +28,19 @@ Session open_session(const std::string& model, DtypeChoice dtype, int threads) {
   return session;
 }
 
+void check_same_model(const formats::Codebook& codebook, const std::filesystem::path& file,
+                      const Session& session) {
+  const bool config = codebook.model.config_sha256 == session.config().sha256();
+  const bool weights = codebook.model.weights_sha256 == session.weights->checkpoint().weights_sha256();
+  if (config && weights) return;
+  throw base::InvalidInput(
+      base::concat(file.string(), " is the codebook of another model, ", codebook.model.name, ": its ",
+                   !config && !weights ? "configuration and weights differ"
+                   : config            ? "weights differ"
+                                       : "configuration differs",
+                   " from ", session.folder.path.string(), "'s; give --force to use it all the same"));
+}
+
 void check_vocabulary(const Session& session, const TokenWindows& windows) {
   for (const std::int32_t id : windows.ids) {
     if (id < session.config().vocab_size) continue;

@@ -105,22 +105,6 @@ void make_passkeys(ValidationJob& job) {
   check_vocabulary(job.session, job.passkey->windows);
 }
 
-// The codebook is of this very model, or the user insists.
-void check_model(const ValidationJob& job) {
-  if (!job.codebook || job.options.force) return;
-  const bool config = job.codebook->model.config_sha256 == job.session.config().sha256();
-  const bool weights =
-      job.codebook->model.weights_sha256 == job.session.weights->checkpoint().weights_sha256();
-  if (config && weights) return;
-  throw base::InvalidInput(base::concat(job.options.codebook.string(), " is the codebook of another model, ",
-                                        job.codebook->model.name, ": its ",
-                                        !config && !weights ? "configuration and weights differ"
-                                        : config            ? "weights differ"
-                                                            : "configuration differs",
-                                        " from ", job.session.folder.path.string(),
-                                        "'s; give --force to use it all the same"));
-}
-
 void make_methods(ValidationJob& job) {
   std::vector<std::string> names = job.options.methods;
   if (names.empty()) names = default_methods(job.codebook.get());
@@ -264,7 +248,7 @@ ValidationJob prepare_validation(const ValidationOptions& options, base::Progres
   ValidationJob job{options, open_session(options.model, options.dtype, options.threads), 0, {}, {}, {}};
   if (!options.codebook.empty())
     job.codebook = std::make_unique<const formats::Codebook>(formats::read_codebook(options.codebook));
-  check_model(job);
+  if (job.codebook && !options.force) check_same_model(*job.codebook, options.codebook, job.session);
   make_methods(job);
   read_windows(job, progress);
   check_windows(job);

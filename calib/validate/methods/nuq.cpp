@@ -1,10 +1,10 @@
 // The codebook's own datatypes: keys before RoPE by its thresholds, values by thresholds found in each token,
 // non-uniform levels, outliers kept apart, sinks in fp16 (docs/method.md).
-#include <cstdio>
 #include <optional>
 
 #include "base/error.h"
 #include "calib/validate/methods/codec_storage.h"
+#include "formats/datatype_choice.h"
 
 namespace kvcal::calib {
 
@@ -22,16 +22,9 @@ struct NuqName {
   bool no_sinks = false;  // nothing is kept exact, and the statistics count the sinks: a step of the ablation
 };
 
-std::string percent_text(double fraction) {
-  char text[40];
-  std::snprintf(text, sizeof(text), "%g%%", fraction * 100);
-  return text;
-}
-
 std::string name_of(const NuqName& name) {
-  std::string text = base::concat("nuq", name.bits);
-  if (name.fraction > 0) text += "-" + percent_text(name.fraction);
-  return text + (name.qnorm ? kQnorm : "") + (name.no_sinks ? kNoSinks : "");
+  return formats::DatatypeChoice{name.bits, name.fraction, name.qnorm}.name() +
+         (name.no_sinks ? kNoSinks : "");
 }
 
 const std::vector<formats::OutlierSet>& sets_of(const formats::TensorCodebook& tensor, bool no_sinks) {
@@ -102,11 +95,9 @@ class Nuq final : public CacheMethod {
     const formats::TensorCodebook* found = codebook_.find(layer, tensor.name);
     if (found == nullptr || found->tensor != tensor)
       missing(base::concat("tensor of ", tensor.heads, " heads of ", tensor.dim));
-    for (const formats::OutlierSet& set : sets_of(*found, name_.no_sinks)) {
-      if (formats::outlier_group_name(set.fraction) != formats::outlier_group_name(name_.fraction)) continue;
-      for (const formats::Datatype& datatype : set.datatypes)
-        if (datatype.bits == name_.bits) return {set, datatype};
-    }
+    const formats::ChosenDatatype chosen =
+        formats::find_datatype(sets_of(*found, name_.no_sinks), {name_.bits, name_.fraction, false});
+    if (chosen.datatype != nullptr) return {*chosen.outliers, *chosen.datatype};
     missing("such datatype");
     throw base::Error("unreachable");
   }

@@ -1,0 +1,97 @@
+#include "calib/export.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+#include "base/error.h"
+#include "calib/open_session.h"
+
+namespace kvcal::calib {
+namespace {
+
+const formats::ExportTarget& find_target(const std::string& name) {
+  const auto& targets = formats::export_targets();
+  const auto found = std::ranges::find(targets, name, &formats::ExportTarget::name);
+  if (found != targets.end()) return *found;
+  std::string known;
+  for (const formats::ExportTarget& target : targets)
+    known += base::concat(known.empty() ? "" : ", ", target.name);
+  throw base::WrongUsage(base::concat("--format is '", name, "'; there are ", known));
+}
+
+formats::DatatypeChoice find_method(const formats::Codebook& codebook, const std::string& name) {
+  std::vector<formats::DatatypeChoice> held = formats::held_datatypes(codebook);
+  if (name.empty() && held.size() == 1) return held.front();
+  std::string known;
+  for (formats::DatatypeChoice choice : held) {
+    for (const bool qnorm : {false, true}) {
+      choice.qnorm = qnorm;
+      if (choice.name() == name) return choice;
+      known += base::concat(known.empty() ? "" : ", ", choice.name());
+    }
+  }
+  throw base::WrongUsage(base::concat(
+      name.empty() ? std::string("the codebook holds several datatypes; choose one with --method")
+                   : base::concat("--method is '", name, "', which the codebook does not hold"),
+      ": ", known));
+}
+
+void set_clip(const std::string& text, formats::ScaleChoice& choice) {
+  choice.clip = text == "max"    ? formats::Clip::max
+                : text == "best" ? formats::Clip::best
+                                 : formats::Clip::quantile;
+  if (choice.clip != formats::Clip::quantile) return;
+  double percent = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), percent);
+  std::string known;
+  for (const double level : formats::kMagnitudeLevels) {
+    if (level == 1) continue;
+    if (error == std::errc{} && std::string_view(end, text.data() + text.size()) == "%" &&
+        std::abs(percent / 100 - level) < 1e-9) {
+      choice.level = level;
+      return;
+    }
+    char name[40];
+    std::snprintf(name, sizeof(name), ", %g%%", level * 100);
+    known += name;
+  }
+  throw base::WrongUsage(base::concat("--clip is '", text, "'; there are max, best", known));
+}
+
+void check_out(const std::filesystem::path& out) {
+  if (std::filesystem::symlink_status(out).type() != std::filesystem::file_type::not_found) {
+    throw base::SystemError(
+        base::concat(out.string(), " exists; name another file or folder with --out, or remove it"));
+  }
+  const std::filesystem::path folder = out.parent_path().empty() ? "." : out.parent_path();
+  if (!std::filesystem::is_directory(folder)) {
+    throw base::SystemError(base::concat("cannot write ", out.string(), ": the folder ", folder.string(),
+                                         " does not exist; make it first"));
+  }
+}
+
+}  // namespace
+
+formats::ExportReport export_codebook(const ExportOptions& options) {
+  const formats::ExportTarget& target = find_target(options.format);
+  const formats::Codebook codebook = formats::read_codebook(options.codebook);
+  formats::ExportRequest request{codebook, options.out, {}, options.scales, {}, options.copy};
+  if (target.content == formats::ExportContent::datatypes)
+    request.datatype = find_method(codebook, options.method);
+  if (target.content == formats::ExportContent::scales) set_clip(options.clip, request.scales);
+  if (target.needs_model && options.model.empty()) {
+    throw base::WrongUsage(base::concat("--format ", target.name,
+                                        " takes the model's own files; name their folder with --model"));
+  }
+  if (!options.model.empty()) {
+    const Session session = open_session(options.model, DtypeChoice::float32, 1);
+    if (!options.force) check_same_model(codebook, options.codebook, session);
+    request.model = session.folder.path;
+  }
+  check_out(options.out);
+  return target.write(request);
+}
+
+}  // namespace kvcal::calib
