@@ -23,7 +23,7 @@ constexpr auto kScopes =
 
 std::string formats_help() {
   std::string text = "In which form:";
-  for (const formats::ExportTarget& target : formats::export_targets())
+  for (const formats::ExportTarget& target : calib::export_targets())
     text += concat(text.ends_with(":") ? " " : "; ", target.name, ": ", target.about);
   return text;
 }

@@ -6,13 +6,14 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "calib/export_flat.h"
 #include "calib/open_session.h"
 
 namespace kvcal::calib {
 namespace {
 
 const formats::ExportTarget& find_target(const std::string& name) {
-  const auto& targets = formats::export_targets();
+  const auto& targets = export_targets();
   const auto found = std::ranges::find(targets, name, &formats::ExportTarget::name);
   if (found != targets.end()) return *found;
   std::string known;
@@ -73,6 +74,15 @@ void check_out(const std::filesystem::path& out) {
 }
 
 }  // namespace
+
+const std::vector<formats::ExportTarget>& export_targets() {
+  static const std::vector<formats::ExportTarget> all = [] {
+    std::vector<formats::ExportTarget> targets = formats::export_targets();
+    targets.insert(targets.begin() + 1, flat_target());
+    return targets;
+  }();
+  return all;
+}
 
 formats::ExportReport export_codebook(const ExportOptions& options) {
   const formats::ExportTarget& target = find_target(options.format);

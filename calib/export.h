@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "formats/export/export_target.h"
 
@@ -21,6 +22,9 @@ struct ExportOptions {
   bool copy = false;   ///< copies the model's files where an overlay would link them
   bool force = false;  ///< a codebook of another model is used all the same
 };
+
+/// Those of formats/ and the codec's own.
+[[nodiscard]] const std::vector<formats::ExportTarget>& export_targets();
 
 /// Reads, checks, writes. Throws base::WrongUsage for a format or choice that there is not (naming those that there
 /// are), base::InvalidInput and base::SystemError as ExportTarget::write, and where `model` is not the codebook's.

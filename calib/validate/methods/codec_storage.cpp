@@ -73,6 +73,12 @@ class TokenStorage final : public CodecStorage {
 
 }  // namespace
 
+codec::Datatype codec_datatype(const formats::Datatype& datatype, bool qnorm) {
+  if (!qnorm) return codec::make_datatype(datatype.centroids);
+  return codec::make_datatype(datatype.centroids, {static_cast<float>(datatype.qnorm_scale),
+                                                   static_cast<float>(datatype.qnorm_offset)});
+}
+
 std::unique_ptr<TensorStorage> channel_storage(const CodecOptions& options, const std::vector<float>& lower,
                                                const std::vector<float>& upper, double outliers) {
   return std::make_unique<ChannelStorage>(options, lower, upper, outliers);

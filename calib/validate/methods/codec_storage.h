@@ -11,6 +11,9 @@
 
 namespace kvcal::calib {
 
+/// A codebook's datatype as the codec has it.
+[[nodiscard]] codec::Datatype codec_datatype(const formats::Datatype& datatype, bool qnorm);
+
 struct CodecOptions {
   codec::Datatype datatype;
   fisher::CachePoint point = fisher::CachePoint::cached;

@@ -57,12 +57,6 @@ struct TensorFit {
   const formats::Datatype& datatype;
 };
 
-codec::Datatype codec_datatype(const formats::Datatype& datatype, bool qnorm) {
-  if (!qnorm) return codec::make_datatype(datatype.centroids);
-  return codec::make_datatype(datatype.centroids, {static_cast<float>(datatype.qnorm_scale),
-                                                   static_cast<float>(datatype.qnorm_offset)});
-}
-
 std::int64_t table_bytes(const codec::Datatype& datatype) {
   return std::int64_t{4} << datatype.bits;  // the levels in float32
 }

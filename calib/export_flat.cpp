@@ -1,0 +1,71 @@
+#include "calib/export_flat.h"
+
+#include "base/error.h"
+#include "base/new_file.h"
+#include "calib/validate/methods/codec_storage.h"
+#include "cuda/flat_codebook.h"
+
+namespace kvcal::calib {
+namespace {
+
+using base::concat;
+using base::InvalidInput;
+
+formats::ChosenDatatype chosen(const formats::TensorCodebook& tensor, int layer,
+                               const formats::DatatypeChoice& choice) {
+  const formats::ChosenDatatype found = formats::find_datatype(tensor.outliers, choice);
+  if (found.datatype == nullptr) {
+    throw InvalidInput(concat("layer ", layer, ", ", tensor.tensor.name, "s: the codebook holds no ",
+                              choice.name(), "; calibrate the whole model anew"));
+  }
+  return found;
+}
+
+codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::DatatypeChoice& choice) {
+  if (!layer.has_kv_heads()) {
+    throw InvalidInput(concat("layer ", layer.index,
+                              " caches other tensors than keys and values of the same heads, ",
+                              "for which the kernels have no place"));
+  }
+  const formats::ChosenDatatype key = chosen(layer.key(), layer.index, choice);
+  const formats::ChosenDatatype value = chosen(layer.value(), layer.index, choice);
+  codec::FlatLayer flat;
+  flat.index = static_cast<std::uint32_t>(layer.index);
+  flat.kv_heads = static_cast<std::uint32_t>(layer.key().tensor.heads);
+  flat.key_dim = static_cast<std::uint32_t>(layer.key().tensor.dim);
+  flat.value_dim = static_cast<std::uint32_t>(layer.value().tensor.dim);
+  flat.window = layer.window;
+  flat.key_lower = key.outliers->lower;
+  flat.key_upper = key.outliers->upper;
+  flat.key = codec_datatype(*key.datatype, choice.qnorm);
+  flat.value = codec_datatype(*value.datatype, choice.qnorm);
+  return flat;
+}
+
+formats::ExportReport write(const formats::ExportRequest& request) {
+  const formats::Codebook& codebook = request.codebook;
+  codec::FlatCodebook flat;
+  flat.sinks = static_cast<std::uint32_t>(codebook.calibration.sinks);
+  flat.value_per_head = codebook.calibration.value_scope == "head";
+  flat.outlier_fraction = request.datatype->fraction;
+  flat.content_sha256 = codebook.content_sha256;
+  flat.config_sha256 = codebook.model.config_sha256;
+  flat.weights_sha256 = codebook.model.weights_sha256;
+  for (const formats::LayerCodebook& layer : codebook.layers)
+    flat.layers.push_back(flat_layer(layer, *request.datatype));
+  base::write_file_atomically(request.out, codec::flat_bytes(flat));
+  formats::ExportReport report;
+  report.files = {request.out};
+  report.needs = concat("cuda/flat_format.h, version ", KVCAL_FLAT_VERSION, "; no library");
+  report.beware = "keys are quantised before RoPE: rotate what is read back, never what is stored";
+  return report;
+}
+
+}  // namespace
+
+formats::ExportTarget flat_target() {
+  return {"flat", "one datatype as bytes that kernels read where they lie", formats::ExportContent::datatypes,
+          false, write};
+}
+
+}  // namespace kvcal::calib
