@@ -1,12 +1,16 @@
 // kvcal export: hand a codebook, or scales of the same calibration, to another system.
 #include <array>
+#include <filesystem>
+#include <optional>
 #include <string>
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
 #include "apps/json_output.h"
+#include "apps/sizes.h"
 #include "base/error.h"
 #include "calib/export.h"
+#include "formats/export/check.h"
 
 namespace kvcal::apps {
 namespace {
@@ -28,32 +32,57 @@ std::string formats_help() {
   return text;
 }
 
-void add_options(CommandLine& line, calib::ExportOptions& options) {
+struct ExportArguments {
+  calib::ExportOptions options;
+  std::filesystem::path check;
+  JsonOutput json;
+  Verbosity verbosity = Verbosity::kNormal;
+};
+
+void add_options(CommandLine& line, ExportArguments& arguments) {
   CLI::App& app = line.app();
+  calib::ExportOptions& options = arguments.options;
   app.add_option("FILE", options.codebook, "The codebook, as kvcal calibrate writes it")->type_name(" ");
   app.option_defaults()->group("What goes out");
   app.add_option("--format", options.format, formats_help())->type_name("NAME");
   app.add_option("-o,--out", options.out, "File or folder to make; it must not exist")->type_name("PATH");
+  app.add_option("--into", options.into,
+                 "Instead of --out: a checkpoint whose weights are quantised (compressed-tensors, modelopt, "
+                 "fp8), into which compressed-tensors or modelopt merges the scales in place. Its weights "
+                 "are not those of the codebook: only shapes are compared")
+      ->type_name("DIR");
   app.add_option("-m,--model", options.model, "The model's folder, for formats that lie beside its weights")
       ->type_name("DIR");
   app.add_flag("--copy", options.copy, "Copy the model's files, where links are made otherwise");
   app.add_flag("--force", options.force, "Take a codebook of another model");
+  app.add_option(
+         "--check", arguments.check,
+         "Instead of an export: a folder or file that one wrote, read as a loader would; each scale that is "
+         "missing, 1.0, not finite or of another model, and exit code 3. With FILE also whether the scales "
+         "can be that codebook's")
+      ->type_name("PATH");
   app.option_defaults()->group("Of formats that hold a datatype");
   app.add_option("--method", options.method,
                  "Which, such as nuq3-1% or nuq3-1%-qn; needed where the codebook holds several")
       ->type_name("NAME");
   app.option_defaults()->group("Of formats that hold scales");
-  add_choice(app, "--type", options.scales.type, kTypes,
-             "The cache's numbers: int8 (the default), int4, fp8");
-  add_choice(app, "--per", options.scales.scope, kScopes,
-             "What shares a scale: channel (the default), head, tensor");
-  app.add_option(
-         "--clip", options.clip,
-         "The threshold that a scale is made of: max (the default), a quantile such as 99.99%, or best, "
-         "which leaves the least error weighted by sensitivity")
+  app.add_option_function<std::string>(
+         "--type",
+         [&options](const std::string& name) { options.type = base::parse_choice("--type", name, kTypes); },
+         "The cache's numbers: int8, int4 or fp8; by default what the format has usually")
+      ->type_name("NAME");
+  app.add_option_function<std::string>(
+         "--per",
+         [&options](const std::string& name) { options.scope = base::parse_choice("--per", name, kScopes); },
+         "What shares a scale: channel, head or tensor; by default what the format has usually")
+      ->type_name("NAME");
+  app.add_option("--clip", options.clip,
+                 "The threshold that a scale is made of: best (the default), which leaves the least error "
+                 "weighted by "
+                 "sensitivity; a quantile such as 99.99%; or max")
       ->type_name("RULE");
   app.add_flag(
-      "--measured-keys", options.scales.measured_keys,
+      "--measured-keys", options.measured_keys,
       "Thresholds of keys after RoPE as measured; otherwise of the pairs that RoPE turns, which hold at "
       "any position");
 }
@@ -74,33 +103,71 @@ Json report_json(const calib::ExportOptions& options, const formats::ExportRepor
           {"needs", report.needs},    {"beware", report.beware},   {"warnings", report.warnings}};
 }
 
+std::string check_text(const std::filesystem::path& path, const formats::ExportCheck& check) {
+  std::string text = concat(path.string(), ", ", check.format, ": ", check.scales, " scales");
+  if (check.smallest)
+    text += concat(", ", format_number(*check.smallest, 4), " to ", format_number(*check.largest, 4));
+  text += check.problems.empty() ? ", nothing wrong\n" : concat(", ", check.problems.size(), " problems\n");
+  for (const formats::ScaleFinding& problem : check.problems)
+    text += concat("  ", problem.name, ": ", problem.problem, "\n");
+  return text;
+}
+
+Json check_json(const formats::ExportCheck& check) {
+  Json problems = Json::array();
+  for (const formats::ScaleFinding& problem : check.problems)
+    problems.push_back({{"name", problem.name}, {"problem", problem.problem}});
+  return {{"format", check.format},
+          {"scales", check.scales},
+          {"problems", std::move(problems)},
+          {"smallest", check.smallest ? Json(*check.smallest) : Json(nullptr)},
+          {"largest", check.largest ? Json(*check.largest) : Json(nullptr)}};
+}
+
+int run_check(const ExportArguments& arguments) {
+  std::optional<formats::Codebook> codebook;
+  if (!arguments.options.codebook.empty()) codebook = formats::read_codebook(arguments.options.codebook);
+  const formats::ExportCheck check = formats::check_export(arguments.check, codebook ? &*codebook : nullptr);
+  if (arguments.json.wanted()) arguments.json.write(check_json(check));
+  if (!arguments.json.to_stdout()) print(check_text(arguments.check, check));
+  return check.problems.empty() ? kDone : kLimitNotMet;
+}
+
 }  // namespace
 
 int run_export(const std::vector<std::string>& arguments) {
-  calib::ExportOptions options;
-  JsonOutput json;
-  Verbosity verbosity = Verbosity::kNormal;
+  ExportArguments parsed;
+  const calib::ExportOptions& options = parsed.options;
   CommandLine line(
       "export",
       "Hands a codebook over to a serving system, whole or as the scales that today's systems load "
       "(docs/exports/README.md). Prints the command that serves it and how a scale could get lost.",
       "  kvcal export llama.h5 --format safetensors --out llama.safetensors\n"
       "  kvcal export llama.h5 --format onnx-genai --type int8 --per channel --clip 99.99% --out "
-      "scales.json");
-  add_options(line, options);
-  line.add_json(json);
-  line.add_verbosity(verbosity);
+      "scales.json\n"
+      "  kvcal export llama.h5 --format compressed-tensors --type fp8 --per tensor --into llama-w4a16\n"
+      "  kvcal export --check overlay llama.h5");
+  add_options(line, parsed);
+  line.add_json(parsed.json);
+  line.add_verbosity(parsed.verbosity);
   if (!line.parse(arguments)) return kDone;
+  if (!parsed.check.empty()) {
+    if (!options.format.empty() || !options.out.empty() || !options.into.empty())
+      throw base::WrongUsage("--check reads what an export wrote; leave out --format, --out and --into");
+    parsed.json.check({options.codebook, parsed.check});
+    return run_check(parsed);
+  }
   require(!options.codebook.empty(), "FILE", "name the codebook to export");
   require(!options.format.empty(), "--format", "name the form, such as --format safetensors");
-  require(!options.out.empty(), "--out", "name the file or folder to make");
-  json.check({options.codebook, options.out});
+  require(!options.out.empty() || !options.into.empty(), "--out",
+          "name the file or folder to make, or with --into a quantised checkpoint");
+  parsed.json.check({options.codebook, options.out.empty() ? options.into : options.out});
 
-  start_log(verbosity);
+  start_log(parsed.verbosity);
   const formats::ExportReport report = calib::export_codebook(options);
   for (const std::string& warning : report.warnings) log_warning(warning);
-  if (json.wanted()) json.write(report_json(options, report));
-  if (!json.to_stdout()) print(report_text(report));
+  if (parsed.json.wanted()) parsed.json.write(report_json(options, report));
+  if (!parsed.json.to_stdout()) print(report_text(report));
   return kDone;
 }
 

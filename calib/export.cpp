@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "calib/export_flat.h"
 #include "calib/open_session.h"
+#include "formats/export/merge.h"
 
 namespace kvcal::calib {
 namespace {
@@ -39,11 +40,16 @@ formats::DatatypeChoice find_method(const formats::Codebook& codebook, const std
       ": ", known));
 }
 
-void set_clip(const std::string& text, formats::ScaleChoice& choice) {
+formats::ScaleChoice scale_choice(const ExportOptions& options, const formats::ExportTarget& target) {
+  formats::ScaleChoice choice = target.usual;
+  choice.type = options.type.value_or(choice.type);
+  choice.scope = options.scope.value_or(choice.scope);
+  choice.measured_keys = options.measured_keys;
+  const std::string& text = options.clip;
   choice.clip = text == "max"    ? formats::Clip::max
                 : text == "best" ? formats::Clip::best
                                  : formats::Clip::quantile;
-  if (choice.clip != formats::Clip::quantile) return;
+  if (choice.clip != formats::Clip::quantile) return choice;
   double percent = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), percent);
   std::string known;
@@ -52,7 +58,7 @@ void set_clip(const std::string& text, formats::ScaleChoice& choice) {
     if (error == std::errc{} && std::string_view(end, text.data() + text.size()) == "%" &&
         std::abs(percent / 100 - level) < 1e-9) {
       choice.level = level;
-      return;
+      return choice;
     }
     char name[40];
     std::snprintf(name, sizeof(name), ", %g%%", level * 100);
@@ -73,6 +79,20 @@ void check_out(const std::filesystem::path& out) {
   }
 }
 
+formats::ExportReport merge(const ExportOptions& options, const formats::ExportTarget& target,
+                            const formats::Codebook& codebook) {
+  if (!target.merges) {
+    std::string known;
+    for (const formats::ExportTarget& other : export_targets())
+      if (other.merges) known += base::concat(known.empty() ? "" : ", ", other.name);
+    throw base::WrongUsage(
+        base::concat("--format ", target.name, " cannot be merged with --into; ", known, " can"));
+  }
+  if (!options.out.empty() || !options.model.empty() || options.copy)
+    throw base::WrongUsage("--into changes a checkpoint in place; leave out --out, --model and --copy");
+  return formats::merge_scales(codebook, scale_choice(options, target), options.into, target.name);
+}
+
 }  // namespace
 
 const std::vector<formats::ExportTarget>& export_targets() {
@@ -87,10 +107,11 @@ const std::vector<formats::ExportTarget>& export_targets() {
 formats::ExportReport export_codebook(const ExportOptions& options) {
   const formats::ExportTarget& target = find_target(options.format);
   const formats::Codebook codebook = formats::read_codebook(options.codebook);
-  formats::ExportRequest request{codebook, options.out, {}, options.scales, {}, options.copy};
+  if (!options.into.empty()) return merge(options, target, codebook);
+  formats::ExportRequest request{codebook, options.out, {}, {}, {}, options.copy};
   if (target.content == formats::ExportContent::datatypes)
     request.datatype = find_method(codebook, options.method);
-  if (target.content == formats::ExportContent::scales) set_clip(options.clip, request.scales);
+  if (target.content == formats::ExportContent::scales) request.scales = scale_choice(options, target);
   if (target.needs_model && options.model.empty()) {
     throw base::WrongUsage(base::concat("--format ", target.name,
                                         " takes the model's own files; name their folder with --model"));

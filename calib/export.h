@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,11 +14,14 @@ namespace kvcal::calib {
 /// What `kvcal export` was asked to do; the fields are its options, with the same defaults.
 struct ExportOptions {
   std::filesystem::path codebook;
-  std::string format;         ///< a target's name
-  std::filesystem::path out;  ///< what is made; it must not exist
-  std::string method;         ///< a datatype, "nuq3-1%-qn"; empty: the only one
-  std::string clip = "max";   ///< or "best", or a quantile, "99.99%"
-  formats::ScaleChoice scales;
+  std::string format;          ///< a target's name
+  std::filesystem::path out;   ///< what is made; it must not exist
+  std::filesystem::path into;  ///< instead of `out`: a quantised checkpoint that scales are merged into
+  std::string method;          ///< a datatype, "nuq3-1%-qn"; empty: the only one
+  std::string clip = "best";   ///< or "max", or a quantile, "99.99%"
+  std::optional<formats::ScaledType> type;   ///< of scales; nullopt: what the target has usually
+  std::optional<formats::ScaleScope> scope;  ///< likewise
+  bool measured_keys = false;                ///< as in formats::ScaleChoice
   std::string model;   ///< a folder, or a name in the local Hugging Face cache; empty: not given
   bool copy = false;   ///< copies the model's files where an overlay would link them
   bool force = false;  ///< a codebook of another model is used all the same
@@ -27,7 +31,8 @@ struct ExportOptions {
 [[nodiscard]] const std::vector<formats::ExportTarget>& export_targets();
 
 /// Reads, checks, writes. Throws base::WrongUsage for a format or choice that there is not (naming those that there
-/// are), base::InvalidInput and base::SystemError as ExportTarget::write, and where `model` is not the codebook's.
+/// are), base::InvalidInput and base::SystemError as ExportTarget::write and formats::merge_scales, and where `model` is
+/// not the codebook's. Of `into` only the shapes are compared: its weights are quantised, not those calibrated.
 [[nodiscard]] formats::ExportReport export_codebook(const ExportOptions& options);
 
 }  // namespace kvcal::calib

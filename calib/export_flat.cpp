@@ -64,8 +64,10 @@ formats::ExportReport write(const formats::ExportRequest& request) {
 }  // namespace
 
 formats::ExportTarget flat_target() {
-  return {"flat", "one datatype as bytes that kernels read where they lie", formats::ExportContent::datatypes,
-          false, write};
+  return {.name = "flat",
+          .about = "one datatype as bytes that kernels read where they lie",
+          .content = formats::ExportContent::datatypes,
+          .write = write};
 }
 
 }  // namespace kvcal::calib

@@ -15,33 +15,33 @@
 #define KVCAL_FLAT_ALIGNMENT 64
 
 typedef struct KvcalFlatHeader {
-  char magic[8];            /* KVCAL_FLAT_MAGIC, without its zero byte */
-  uint32_t version;         /* KVCAL_FLAT_VERSION */
-  uint32_t header_bytes;    /* sizeof(KvcalFlatHeader) */
-  uint64_t file_bytes;      /* of the whole block */
-  uint64_t checksum;        /* 64-bit FNV-1a of the bytes from header_bytes on */
-  uint64_t layers_offset;   /* of KvcalFlatLayer[layers] */
-  uint32_t layers;          /* those with a cache, by index */
-  uint32_t layer_bytes;     /* sizeof(KvcalFlatLayer): the distance from one to the next */
-  uint32_t bits;            /* 2, 3 or 4 */
-  uint32_t sinks;           /* first tokens of a sequence, kept exact */
-  uint32_t value_per_head;  /* 1: a value's thresholds are found for each kv head, 0: over all of them */
-  float outlier_fraction;   /* 0: nothing is an outlier */
-  char content_sha256[64];  /* of the codebook, as are: */
-  char config_sha256[64];   /* of the model's configuration */
-  char weights_sha256[64];  /* of its weights */
+  char magic[8];           /* KVCAL_FLAT_MAGIC, without its zero byte */
+  uint32_t version;        /* KVCAL_FLAT_VERSION */
+  uint32_t header_bytes;   /* sizeof(KvcalFlatHeader) */
+  uint64_t file_bytes;     /* of the whole block */
+  uint64_t checksum;       /* 64-bit FNV-1a of the bytes from header_bytes on */
+  uint64_t layers_offset;  /* of KvcalFlatLayer[layers] */
+  uint32_t layers;         /* those with a cache, by index */
+  uint32_t layer_bytes;    /* sizeof(KvcalFlatLayer): the distance from one to the next */
+  uint32_t bits;           /* 2, 3 or 4 */
+  uint32_t sinks;          /* first tokens of a sequence, kept exact */
+  uint32_t value_per_head; /* 1: a value's thresholds are found for each kv head, 0: over all of them */
+  float outlier_fraction;  /* 0: nothing is an outlier */
+  char content_sha256[64]; /* of the codebook, as are: */
+  char config_sha256[64];  /* of the model's configuration */
+  char weights_sha256[64]; /* of its weights */
 } KvcalFlatHeader;
 
 /* Keys are taken before RoPE. Channel c of head h is h * dim + c. */
 typedef struct KvcalFlatLayer {
   uint32_t index;
   uint32_t kv_heads, key_dim, value_dim;
-  int64_t window;          /* of sliding-window attention; 0: none */
-  uint64_t key_affines;    /* [kv_heads * key_dim] of { fp16 scale, fp16 zero }: u = (x - zero) / scale */
-  uint64_t key_lower;      /* float [kv_heads * key_dim]: below it a number is an outlier; 0 where nothing is */
-  uint64_t key_upper;      /* the same, above it */
-  uint64_t key_midpoints;  /* float [2^bits - 1]: a code is the number of midpoints below u */
-  uint64_t key_levels;     /* float [2^bits]: a code reads as level * scale + zero, Q-Norm applied */
+  int64_t window;       /* of sliding-window attention; 0: none */
+  uint64_t key_affines; /* [kv_heads * key_dim] of { fp16 scale, fp16 zero }: u = (x - zero) / scale */
+  uint64_t key_lower;   /* float [kv_heads * key_dim]: below it a number is an outlier; 0 where nothing is */
+  uint64_t key_upper;   /* the same, above it */
+  uint64_t key_midpoints; /* float [2^bits - 1]: a code is the number of midpoints below u */
+  uint64_t key_levels;    /* float [2^bits]: a code reads as level * scale + zero, Q-Norm applied */
   uint64_t value_midpoints;
   uint64_t value_levels;
 } KvcalFlatLayer;

@@ -80,6 +80,8 @@ struct ExportTarget {
   std::string_view about;  ///< one line
   ExportContent content = ExportContent::datatypes;
   bool needs_model = false;
+  bool merges = false;     ///< formats/export/merge.h has it too
+  ScaleChoice usual = {};  ///< type and scope of its scales, where nobody says
   /// Writes the export, whole or not at all. Throws InvalidInput naming layer, tensor and reason where the target
   /// cannot express the codebook, WrongUsage for a choice that it does not have, SystemError (a full disk).
   ExportReport (*write)(const ExportRequest& request) = nullptr;

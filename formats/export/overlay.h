@@ -63,10 +63,6 @@ class Overlay {
   [[nodiscard]] std::vector<std::filesystem::path> write(const OverlayContent& content) const;
 
  private:
-  /// Empty where the model has none that this knows.
-  [[nodiscard]] std::string attention_of(int layer) const;
-  void check_layers() const;
-  [[nodiscard]] bool is_single() const;
   [[nodiscard]] std::string config_with(const std::string& quantization_config) const;
   [[nodiscard]] std::string index_with(const std::vector<ScaleTensor>& scales) const;
   /// Links or copies all but those that `replaced` or the overlay itself has another of.

@@ -379,8 +379,8 @@ def test_onnx_genai_scales_are_thresholds_over_qmax(codebook, tmp_path, kind, sc
 
 
 def test_envelope_is_shared_by_the_pair_that_rope_turns(codebook, tmp_path):
-    export(codebook, tmp_path / "scales.json", "onnx-genai")
-    export(codebook, tmp_path / "measured.json", "onnx-genai", "--measured-keys")
+    export(codebook, tmp_path / "scales.json", "onnx-genai", "--clip", "max")
+    export(codebook, tmp_path / "measured.json", "onnx-genai", "--clip", "max", "--measured-keys")
     envelope, measured = (np.array(json.loads((tmp_path / f"{name}.json").read_text())["scales"]["k_scales"])
                           for name in ("scales", "measured"))
     pairs = envelope.reshape(LAYERS, KV_HEADS, 2, DIM // 2)
@@ -413,8 +413,8 @@ def test_onnx_genai_says_how_to_build_and_what_gets_lost(codebook, tmp_path):
 ])
 def test_onnx_genai_refuses(codebook, tmp_path, name, change, parts):
     out = tmp_path / "scales.json"
-    refused(kvcal("export", changed(codebook, tmp_path / "changed.h5", change), "--format", "onnx-genai", "--out", out),
-            1, *parts)
+    refused(kvcal("export", changed(codebook, tmp_path / "changed.h5", change), "--format", "onnx-genai", "--clip", "max",
+                  "--out", out), 1, *parts)
     assert not out.exists() and [path.name for path in tmp_path.iterdir()] == ["changed.h5"]
 
 

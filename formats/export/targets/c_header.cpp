@@ -242,8 +242,10 @@ ExportReport write(const ExportRequest& request) {
 }  // namespace
 
 ExportTarget c_header_target() {
-  return {"c-header", "one datatype as constant tables in C99, for kernels", ExportContent::datatypes, false,
-          write};
+  return {.name = "c-header",
+          .about = "one datatype as constant tables in C99, for kernels",
+          .content = ExportContent::datatypes,
+          .write = write};
 }
 
 }  // namespace kvcal::formats

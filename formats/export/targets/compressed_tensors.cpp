@@ -2,7 +2,7 @@
 // that of the compressed-tensors package for a model of which the cache alone is quantised
 // (docs/exports/compressed-tensors.md).
 #include <array>
-#include <cstdint>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "formats/export/export_target.h"
 #include "formats/export/overlay.h"
+#include "formats/internal/kv_scales.h"
 
 namespace kvcal::formats {
 
@@ -21,13 +22,12 @@ using base::concat;
 
 constexpr std::string_view kName = "compressed-tensors";
 
-/// `group_size` and the ratio are null in the package's own files too; config_groups must be there, empty or not.
-std::string quantization_config(std::string_view strategy) {
+/// The ratio is null in the package's own files too; config_groups must be there, empty or not.
+std::string quantization_config(bool heads) {
   return concat(
       R"({"quant_method": "compressed-tensors", "format": "dense", "quantization_status": "frozen",)",
       R"("global_compression_ratio": null, "config_groups": {}, "ignore": [], "kv_cache_scheme": )",
-      R"({"num_bits": 8, "type": "float", "strategy": ")", strategy,
-      R"(", "dynamic": false, "symmetric": true, "group_size": null}})");
+      kv_scales::compressed_tensors_scheme(heads), "}");
 }
 
 /// What is known to lose scales of an architecture.
@@ -63,11 +63,6 @@ constexpr std::array kKnownLosses = {
     KnownLoss{"Starcoder2ForCausalLM", kSglangPerhaps},
 };
 
-ScaleTensor scale_tensor(const std::string& name, const std::vector<float>& values, bool heads) {
-  if (!heads) return {name, {1}, values};
-  return {name, {static_cast<std::int64_t>(values.size()), 1, 1}, values};
-}
-
 std::vector<std::string> warnings_of(const Codebook& codebook, const std::vector<LayerScales>& scales,
                                      bool heads) {
   std::vector<std::string> warnings = scale_warnings(codebook, scales);
@@ -88,14 +83,26 @@ ExportReport write(const ExportRequest& request) {
   const Overlay overlay(request);
   const std::vector<LayerScales> scales = overlay.scales();
   OverlayContent content;
-  for (const LayerScales& layer : scales) {
-    content.scales.push_back(scale_tensor(layer.attention + "k_scale", layer.key, heads));
-    content.scales.push_back(scale_tensor(layer.attention + "v_scale", layer.value, heads));
-  }
-  content.quantization_config = quantization_config(heads ? "attn_head" : "tensor");
-  ExportReport report;
+  content.scales = kv_scales::compressed_tensors_names(scales, heads);
+  content.quantization_config = quantization_config(heads);
+  ExportReport report = kv_scales::compressed_tensors_report(request.codebook, scales, heads, request.out);
   report.files = overlay.write(content);
-  const std::string out = request.out.string();
+  return report;
+}
+
+}  // namespace
+
+std::string kv_scales::compressed_tensors_scheme(bool heads) {
+  // group_size is null in the package's own files too; a key that it does not know is an error to it.
+  return concat(R"({"num_bits": 8, "type": "float", "strategy": ")", heads ? "attn_head" : "tensor",
+                R"(", "dynamic": false, "symmetric": true, "group_size": null})");
+}
+
+ExportReport kv_scales::compressed_tensors_report(const Codebook& codebook,
+                                                  const std::vector<LayerScales>& scales, bool heads,
+                                                  const std::filesystem::path& folder) {
+  ExportReport report;
+  const std::string out = folder.string();
   report.serve = concat("vllm serve ", out, " --kv-cache-dtype fp8");
   if (!heads)
     report.serve +=
@@ -109,17 +116,17 @@ ExportReport write(const ExportRequest& request) {
       "cache scaling factor 1.0', 'not found in params_dict' and 'Ignoring compressed-tensors "
       "kv_cache_scheme' mean "
       "that scales are lost, as does k_scale MISSING or UNEXPECTED in the load report of transformers";
-  report.warnings = warnings_of(request.codebook, scales, heads);
+  report.warnings = warnings_of(codebook, scales, heads);
   return report;
 }
-
-}  // namespace
 
 ExportTarget compressed_tensors_target() {
   return {.name = kName,
           .about = "FP8 scales beside the model, for vLLM, SGLang and transformers",
           .content = ExportContent::scales,
           .needs_model = true,
+          .merges = true,
+          .usual = {.type = ScaledType::fp8, .scope = ScaleScope::tensor},
           .write = write};
 }
 

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "formats/export/export_target.h"
 #include "formats/export/overlay.h"
+#include "formats/internal/kv_scales.h"
 
 namespace kvcal::formats {
 
@@ -33,10 +34,7 @@ ExportReport write(const ExportRequest& request) {
   const Overlay overlay(request);
   const std::vector<LayerScales> scales = overlay.scales();
   OverlayContent content;
-  for (const LayerScales& layer : scales) {
-    content.scales.push_back({layer.attention + "k_proj.k_scale", {}, layer.key});
-    content.scales.push_back({layer.attention + "v_proj.v_scale", {}, layer.value});
-  }
+  content.scales = kv_scales::modelopt_names(scales);
   content.files.push_back({"hf_quant_config.json", quant_config(request.codebook)});
   ExportReport report;
   report.files = overlay.write(content);
@@ -62,6 +60,8 @@ ExportTarget modelopt_target() {
           .about = "FP8 scales beside the model, named as ModelOpt names them, for TensorRT-LLM",
           .content = ExportContent::scales,
           .needs_model = true,
+          .merges = true,
+          .usual = {.type = ScaledType::fp8, .scope = ScaleScope::tensor},
           .write = write};
 }
 

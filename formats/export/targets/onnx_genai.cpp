@@ -172,8 +172,10 @@ ExportReport write(const ExportRequest& request) {
 }  // namespace
 
 ExportTarget onnx_genai_target() {
-  return {"onnx-genai", "scales for the model builder of ONNX Runtime GenAI (JSON)", ExportContent::scales,
-          false, write};
+  return {.name = "onnx-genai",
+          .about = "scales for the model builder of ONNX Runtime GenAI (JSON)",
+          .content = ExportContent::scales,
+          .write = write};
 }
 
 }  // namespace kvcal::formats

@@ -98,8 +98,10 @@ ExportReport write(const ExportRequest& request) {
 }  // namespace
 
 ExportTarget safetensors_target() {
-  return {"safetensors", "the whole codebook, for readers without HDF5", ExportContent::codebook, false,
-          write};
+  return {.name = "safetensors",
+          .about = "the whole codebook, for readers without HDF5",
+          .content = ExportContent::codebook,
+          .write = write};
 }
 
 }  // namespace kvcal::formats
