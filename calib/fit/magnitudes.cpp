@@ -1,8 +1,10 @@
 #include "calib/fit/magnitudes.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cmath>
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/parallel.h"
@@ -11,13 +13,53 @@ namespace kvcal::calib {
 namespace {
 
 constexpr std::size_t kBins = 4096;
-// Errors are taken where the weight of so many of these parts together lies on average.
-constexpr std::size_t kTogether = 4;
+// Weights are kept in parts of so many bins.
+constexpr std::size_t kTogether = 8;
+constexpr std::size_t kParts = kBins / kTogether;
 // Thresholds that are tried: the largest magnitude times kSmallest to 1, in equal steps.
 constexpr int kThresholds = 40;
-constexpr double kSmallest = 0.22;
+constexpr float kSmallest = 0.22F;
 // Tokens of a head that are read together.
 constexpr std::int64_t kTokensAtOnce = 256;
+
+// To the nearest integer, ties to even, |x| < 2^22: without a call, so that loops of it become vectors.
+float nearest_integer(float x) {
+  constexpr float kShift = 0x1.8p23F;
+  return (x + kShift) - kShift;
+}
+
+// 1.mmm times 2^e down to 2^-6, then multiples of 2^-9; |x| <= 448.
+float nearest_e4m3(float x) {
+  const int exponent = static_cast<int>(std::bit_cast<std::uint32_t>(x) >> 23 & 0xff) - 127;
+  const int shift = std::max(exponent, -6) - 3;
+  const auto step = std::bit_cast<float>(static_cast<std::uint32_t>(127 + shift) << 23);
+  const auto steps = std::bit_cast<float>(static_cast<std::uint32_t>(127 - shift) << 23);  // 1 / step
+  return nearest_integer(x * steps) * step;
+}
+
+template <formats::ScaledType type>
+float rounded(float x, float threshold) {
+  constexpr bool kFloat = type == formats::ScaledType::fp8;
+  constexpr float kCodes = kFloat ? 448.0F : type == formats::ScaledType::int8 ? 128.0F : 8.0F;
+  constexpr float kLargest = kFloat ? kCodes : kCodes - 1;
+  const float scaled = std::min(std::max(x * (kCodes / threshold), -kCodes), kCodes);
+  const float code = kFloat ? nearest_e4m3(scaled) : std::min(nearest_integer(scaled), kLargest);
+  return code * (threshold / kCodes);
+}
+
+template <formats::ScaledType type>
+float error_sum(const std::vector<float>& numbers, const std::vector<float>& weights, float threshold) {
+  float sum = 0;
+  const float* const x = numbers.data();
+  const float* const w = weights.data();
+  const std::size_t count = numbers.size();
+#pragma omp simd reduction(+ : sum)
+  for (std::size_t i = 0; i < count; ++i) {
+    const float difference = rounded<type>(x[i], threshold) - x[i];
+    sum += w[i] * difference * difference;
+  }
+  return sum;
+}
 
 /// The weight of some numbers, and its sum with their magnitudes.
 struct Weight {
@@ -34,36 +76,59 @@ class MagnitudeHistogram {
  public:
   MagnitudeHistogram() = default;
   explicit MagnitudeHistogram(float largest)
-      : largest_(largest), counts_(kBins), above_(kBins / kTogether), below_(kBins / kTogether) {}
+      : largest_(largest),
+        bins_per_unit_(largest > 0 ? static_cast<float>(kBins) / largest : 0),
+        counts_(kBins),
+        weights_(2 * kParts) {}
 
-  /// Of the weight, `positive` is a positive number's.
-  void add(float magnitude, double weight, double positive) {
+  void add(float number, float weight) {
+    const float magnitude = std::abs(number);
     const std::size_t bin = bin_of(magnitude);
     ++counts_[bin];
-    const auto moment = static_cast<double>(magnitude);
-    above_[bin / kTogether] += {weight * positive, weight * positive * moment};
-    below_[bin / kTogether] += {weight * (1 - positive), weight * (1 - positive) * moment};
+    Weight& part = weights_[bin / kTogether + (number < 0 ? kParts : 0)];
+    part.sum += static_cast<double>(weight);
+    part.moment += static_cast<double>(weight) * static_cast<double>(magnitude);
   }
-  MagnitudeHistogram& operator+=(const MagnitudeHistogram& other) {
-    for (std::size_t bin = 0; bin < kBins; ++bin) counts_[bin] += other.counts_[bin];
-    for (std::size_t part = 0; part < above_.size(); ++part) {
-      above_[part] += other.above_[part];
-      below_[part] += other.below_[part];
+  /// Each bin and part of another, of no larger magnitudes, as one number in its middle.
+  void add(const MagnitudeHistogram& other) {
+    const float bin_width = other.largest_ / static_cast<float>(kBins);
+    for (std::size_t bin = 0; bin < kBins; ++bin)
+      counts_[bin_of((static_cast<float>(bin) + 0.5F) * bin_width)] += other.counts_[bin];
+    for (std::size_t part = 0; part < 2 * kParts; ++part) {
+      const Weight& weight = other.weights_[part];
+      if (!(weight.sum > 0)) continue;
+      const std::size_t to = bin_of(static_cast<float>(weight.moment / weight.sum)) / kTogether;
+      weights_[to + (part < kParts ? 0 : kParts)] += weight;
     }
-    return *this;
+  }
+  /// What was added as positive numbers stands for either sign alike.
+  void spread_signs() {
+    for (std::size_t part = 0; part < kParts; ++part) {
+      weights_[part].sum /= 2, weights_[part].moment /= 2;
+      weights_[part + kParts] = weights_[part];
+    }
   }
 
   void append_to(formats::MagnitudeGroup& group) const {
     for (const double level : formats::kMagnitudeLevels) group.quantiles.push_back(quantile(level));
-    for (int type = 0; type < formats::kScaledTypes; ++type)
-      group.best.push_back(best_threshold(static_cast<formats::ScaledType>(type)));
+    double total = 0;
+    for (const Weight& part : weights_) total += part.sum;
+    std::vector<float> numbers, weights;
+    for (std::size_t part = 0; part < 2 * kParts; ++part) {
+      if (!(weights_[part].sum > 0)) continue;
+      const double magnitude = weights_[part].moment / weights_[part].sum;
+      numbers.push_back(static_cast<float>(part < kParts ? magnitude : -magnitude));
+      weights.push_back(static_cast<float>(weights_[part].sum / total));
+    }
+    using formats::ScaledType;
+    group.best.push_back(best_threshold(numbers, weights, error_sum<ScaledType::int8>));
+    group.best.push_back(best_threshold(numbers, weights, error_sum<ScaledType::int4>));
+    group.best.push_back(best_threshold(numbers, weights, error_sum<ScaledType::fp8>));
   }
 
  private:
   [[nodiscard]] std::size_t bin_of(float magnitude) const {
-    if (largest_ == 0) return 0;
-    const auto place = static_cast<std::size_t>(magnitude / largest_ * static_cast<float>(kBins));
-    return std::min(place, kBins - 1);
+    return std::min(static_cast<std::size_t>(magnitude * bins_per_unit_), kBins - 1);
   }
 
   [[nodiscard]] float quantile(double level) const {
@@ -83,36 +148,23 @@ class MagnitudeHistogram {
     return largest_;
   }
 
-  [[nodiscard]] static double error_of(const Weight& weight, double sign, double threshold,
-                                       formats::ScaledType type) {
-    if (!(weight.sum > 0)) return 0;
-    const double x = sign * weight.moment / weight.sum;
-    const double error = scaled_value(x, threshold, type) - x;
-    return weight.sum * error * error;
-  }
-
-  [[nodiscard]] double error(double threshold, formats::ScaledType type) const {
-    double sum = 0;
-    // Codes reach one step further on the side of negative numbers.
-    for (std::size_t part = 0; part < above_.size(); ++part)
-      sum += error_of(above_[part], 1, threshold, type) + error_of(below_[part], -1, threshold, type);
-    return sum;
-  }
-
-  [[nodiscard]] float best_threshold(formats::ScaledType type) const {
+  template <typename Error>
+  [[nodiscard]] float best_threshold(const std::vector<float>& numbers, const std::vector<float>& weights,
+                                     const Error& error) const {
     if (largest_ == 0) return 0;
-    double best = largest_, least = error(best, type);
+    float best = largest_, least = error(numbers, weights, best);
     for (int i = 0; i + 1 < kThresholds; ++i) {
-      const double share = kSmallest + (1 - kSmallest) * i / (kThresholds - 1);
-      const double threshold = share * static_cast<double>(largest_);
-      if (const double found = error(threshold, type); found < least) least = found, best = threshold;
+      const float share = kSmallest + (1 - kSmallest) * static_cast<float>(i) / (kThresholds - 1);
+      const float threshold = share * largest_;
+      const float found = error(numbers, weights, threshold);
+      if (found < least) least = found, best = threshold;
     }
-    return static_cast<float>(best);
+    return best;
   }
 
-  float largest_ = 0;
+  float largest_ = 0, bins_per_unit_ = 0;
   std::vector<std::int64_t> counts_;
-  std::vector<Weight> above_, below_;  // of positive and negative numbers, kTogether parts in each
+  std::vector<Weight> weights_;  // [parts] of positive numbers, then of negative ones
 };
 
 /// Which magnitudes of a tensor are meant.
@@ -128,117 +180,123 @@ class HeadReader {
         kind_(kind) {}
 
   [[nodiscard]] std::int64_t tokens() const { return numbers_.tokens(); }
-  /// Of a number's weight, what is a positive number's; a length may turn to either side.
-  [[nodiscard]] double positive_share(float number) const {
-    return kind_ == Kind::envelope ? 0.5 : number < 0 ? 0.0 : 1.0;
-  }
+  /// Whether what it reads are lengths, which may turn to either side.
+  [[nodiscard]] bool lengths() const { return kind_ == Kind::envelope; }
 
-  void read(int head, Range tokens, std::vector<float>& numbers, std::vector<float>& weights) const {
-    const Range channels{std::int64_t{head} * dim_, std::int64_t{head + 1} * dim_};
-    const auto count = static_cast<std::size_t>(tokens.size() * dim_);
-    numbers.resize(count);
-    weights.assign(count, 1.0F);
-    numbers_.read_x(tokens, channels, numbers);
-    if (weights_.has_gradients()) {
-      weights_.read_gradients(tokens, channels, weights);
-      for (float& weight : weights) weight *= kGradientScale, weight *= weight;
-    }
-    if (kind_ == Kind::cached) return;
-    const auto half = static_cast<std::size_t>(dim_ / 2), dim = static_cast<std::size_t>(dim_);
-    for (std::size_t token = 0; token < count; token += dim) {
-      for (std::size_t c = token; c < token + half; ++c) {
-        const float weight = (weights[c] + weights[c + half]) / 2;
-        weights[c] = weights[c + half] = weight;
-        if (kind_ == Kind::rotated) continue;
-        const float length = std::hypot(numbers[c], numbers[c + half]);
-        numbers[c] = numbers[c + half] = length;
-      }
-    }
+  void read_numbers(int head, Range tokens, std::vector<float>& numbers) const {
+    numbers.resize(static_cast<std::size_t>(tokens.size() * dim_));
+    numbers_.read_x(tokens, channels_of(head), numbers);
+    if (!lengths()) return;
+    for_each_pair(numbers, [](float& a, float& b) { a = b = std::sqrt(a * a + b * b); });
+  }
+  void read_weights(int head, Range tokens, std::vector<float>& weights) const {
+    weights.assign(static_cast<std::size_t>(tokens.size() * dim_), 1.0F);
+    if (!weights_.has_gradients()) return;
+    weights_.read_gradients(tokens, channels_of(head), weights);
+    for (float& weight : weights) weight *= kGradientScale, weight *= weight;
+    if (kind_ != Kind::cached) for_each_pair(weights, [](float& a, float& b) { a = b = (a + b) / 2; });
   }
 
  private:
   // Squares of small gradients would underflow; only their proportions matter.
   static constexpr float kGradientScale = 0x1p40F;
 
+  [[nodiscard]] Range channels_of(int head) const {
+    return {std::int64_t{head} * dim_, std::int64_t{head + 1} * dim_};
+  }
+  // The channels that RoPE turns together, of each token.
+  template <typename Change>
+  void for_each_pair(std::vector<float>& values, const Change& change) const {
+    const auto half = static_cast<std::size_t>(dim_ / 2), dim = static_cast<std::size_t>(dim_);
+    for (std::size_t token = 0; token < values.size(); token += dim)
+      for (std::size_t c = token; c < token + half; ++c) change(values[c], values[c + half]);
+  }
+
   CapturedTokens numbers_, weights_;
   std::int64_t dim_;
   Kind kind_;
 };
 
-/// Calls visit(channel of the head, magnitude, weight, share of the weight that is positive) for all of a head's
-/// numbers.
+/// Calls visit(tokens) for all tokens of a reader, some at a time.
 template <typename Visit>
-void visit_head(const HeadReader& reader, int head, std::int64_t dim, const Visit& visit) {
-  std::vector<float> numbers, weights;
-  for (std::int64_t begin = 0; begin < reader.tokens(); begin += kTokensAtOnce) {
-    const Range some{begin, std::min(reader.tokens(), begin + kTokensAtOnce)};
-    reader.read(head, some, numbers, weights);
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      visit(i % static_cast<std::size_t>(dim), std::abs(numbers[i]), static_cast<double>(weights[i]),
-            reader.positive_share(numbers[i]));
+void visit_tokens(const HeadReader& reader, const Visit& visit) {
+  for (std::int64_t begin = 0; begin < reader.tokens(); begin += kTokensAtOnce)
+    visit(Range{begin, std::min(reader.tokens(), begin + kTokensAtOnce)});
+}
+
+void find_largest(const HeadReader& reader, int head, std::span<float> largest) {
+  std::vector<float> numbers;
+  visit_tokens(reader, [&](Range tokens) {
+    reader.read_numbers(head, tokens, numbers);
+    for (std::size_t token = 0; token < numbers.size(); token += largest.size()) {
+      for (std::size_t c = 0; c < largest.size(); ++c)
+        largest[c] = std::max(largest[c], std::abs(numbers[token + c]));
     }
+  });
+}
+
+/// Of one head: its channels' and its own, and its part of the tensor's histogram.
+struct HeadMagnitudes {
+  formats::MagnitudeGroup channels, head;
+  MagnitudeHistogram part;
+};
+
+HeadMagnitudes head_magnitudes(const HeadReader& reader, int head, std::span<const float> largest,
+                               float largest_of_all) {
+  std::vector<MagnitudeHistogram> channels(largest.begin(), largest.end());
+  std::vector<float> numbers, weights;
+  visit_tokens(reader, [&](Range tokens) {
+    reader.read_numbers(head, tokens, numbers);
+    reader.read_weights(head, tokens, weights);
+    for (std::size_t token = 0; token < numbers.size(); token += channels.size()) {
+      for (std::size_t c = 0; c < channels.size(); ++c)
+        channels[c].add(numbers[token + c], weights[token + c]);
+    }
+  });
+  HeadMagnitudes found{{}, {}, MagnitudeHistogram(largest_of_all)};
+  MagnitudeHistogram whole(*std::ranges::max_element(largest));
+  for (MagnitudeHistogram& channel : channels) {
+    if (reader.lengths()) channel.spread_signs();
+    channel.append_to(found.channels);
+    whole.add(channel);
+    found.part.add(channel);
   }
+  whole.append_to(found.head);
+  return found;
+}
+
+void append(formats::MagnitudeGroup& to, const formats::MagnitudeGroup& from) {
+  to.quantiles.insert(to.quantiles.end(), from.quantiles.begin(), from.quantiles.end());
+  to.best.insert(to.best.end(), from.best.begin(), from.best.end());
 }
 
 formats::Magnitudes magnitudes_of(const CapturedTensor& tensor, const HeadReader& reader, int threads) {
-  const std::int64_t heads = tensor.tensor.heads, dim = tensor.tensor.dim;
-  std::vector<float> largest(static_cast<std::size_t>(heads * dim));
-  base::parallel_for(heads, threads, [&](std::int64_t head) {
-    float* const of_head = largest.data() + head * dim;
-    visit_head(reader, static_cast<int>(head), dim, [&](std::size_t c, float magnitude, double, double) {
-      of_head[c] = std::max(of_head[c], magnitude);
-    });
+  const auto heads = static_cast<std::size_t>(tensor.tensor.heads);
+  const auto dim = static_cast<std::size_t>(tensor.tensor.dim);
+  std::vector<float> largest(heads * dim);
+  base::parallel_for(tensor.tensor.heads, threads, [&](std::int64_t head) {
+    find_largest(reader, static_cast<int>(head),
+                 std::span(largest).subspan(static_cast<std::size_t>(head) * dim, dim));
   });
   const float largest_of_all = *std::ranges::max_element(largest);
-  std::vector<formats::MagnitudeGroup> channels(static_cast<std::size_t>(heads)), of_heads(channels.size());
-  std::vector<MagnitudeHistogram> parts(channels.size());
-  base::parallel_for(heads, threads, [&](std::int64_t head) {
-    const float* const of_head = largest.data() + head * dim;
-    std::vector<MagnitudeHistogram> by_channel(of_head, of_head + dim);
-    MagnitudeHistogram whole(*std::max_element(of_head, of_head + dim)), part(largest_of_all);
-    visit_head(reader, static_cast<int>(head), dim,
-               [&](std::size_t c, float magnitude, double weight, double positive) {
-                 by_channel[c].add(magnitude, weight, positive);
-                 whole.add(magnitude, weight, positive);
-                 part.add(magnitude, weight, positive);
-               });
+  std::vector<HeadMagnitudes> parts(heads);
+  base::parallel_for(tensor.tensor.heads, threads, [&](std::int64_t head) {
     const auto at = static_cast<std::size_t>(head);
-    for (const MagnitudeHistogram& channel : by_channel) channel.append_to(channels[at]);
-    whole.append_to(of_heads[at]);
-    parts[at] = std::move(part);
+    parts[at] = head_magnitudes(reader, static_cast<int>(head), std::span(largest).subspan(at * dim, dim),
+                                largest_of_all);
   });
   formats::Magnitudes found;
   MagnitudeHistogram all(largest_of_all);
-  for (std::size_t head = 0; head < channels.size(); ++head) {
-    for (const auto& [to, from] :
-         {std::pair{&found.channel, &channels[head]}, {&found.head, &of_heads[head]}}) {
-      to->quantiles.insert(to->quantiles.end(), from->quantiles.begin(), from->quantiles.end());
-      to->best.insert(to->best.end(), from->best.begin(), from->best.end());
-    }
-    all += parts[head];
+  for (const HeadMagnitudes& part : parts) {
+    append(found.channel, part.channels);
+    append(found.head, part.head);
+    all.add(part.part);
   }
   all.append_to(found.tensor);
   return found;
 }
 
-// 1.mmm times 2^e down to 2^-6, then multiples of 2^-9; the largest is 448.
-double nearest_e4m3(double x) {
-  if (x == 0) return 0;
-  const double step = std::ldexp(1.0, std::max(std::ilogb(x), -6) - 3);
-  return std::clamp(std::nearbyint(x / step) * step, -448.0, 448.0);
-}
-
 }  // namespace
-
-double scaled_value(double x, double threshold, formats::ScaledType type) {
-  if (type == formats::ScaledType::fp8) {
-    const double scale = threshold / 448;
-    return nearest_e4m3(std::clamp(x / scale, -448.0, 448.0)) * scale;
-  }
-  const double codes = type == formats::ScaledType::int8 ? 128 : 8;
-  const double scale = threshold / codes;
-  return std::clamp(std::nearbyint(x / scale), -codes, codes - 1) * scale;
-}
 
 formats::TensorMagnitudes find_magnitudes(const CapturedTensor& tensor, const CapturedTensor* rotated,
                                           int threads) {

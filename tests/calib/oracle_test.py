@@ -35,7 +35,7 @@ SCOPES = ("channel", "head", "tensor")
 # As of what is stored: whether after RoPE, whether the length of pairs.
 MAGNITUDES = {"key": (False, False), "key_rope": (True, False), "key_envelope": (False, True), "value": (False, False)}
 # Of numbers that share a scale, how many parts of their maximum errors are taken at the middles of; what is tried of it.
-ERROR_PARTS, TRIED = 1024, np.linspace(0.22, 1, 40)
+ERROR_PARTS, TRIED = 512, np.linspace(0.22, 1, 40)
 
 # The runs, each with what it asks for beside --sinks, --outliers and --bits.
 RUNS = {"plain": (), "head": ("--value-scope", "head"), "unscaled": ("--fisher-scale", "none"),
@@ -381,7 +381,9 @@ def test_quantiles_of_magnitudes_count_every_token(books, captured, gradients, r
         np.testing.assert_allclose(stored[:, -1], largest, rtol=1e-5)
         # A quantile lies in the part of the maximum where the order statistic does: one of the numbers themselves.
         exact = np.quantile(rows, LEVELS, axis=1, method="inverted_cdf").T
-        assert (np.abs(stored[:, :-1] - exact) / largest[:, None]).max() < 1 / 4096 + 1e-5
+        # Those of heads and tensor are made of their channels' parts, each taken for its middle.
+        parts = 1 if scope == "channel" else 1.5
+        assert (np.abs(stored[:, :-1] - exact) / largest[:, None]).max() < parts / 4096 + 1e-5
         for mistake in mistakes:
             wrong = np.quantile(sharing(mistake, scope), LEVELS, axis=1, method="inverted_cdf").T
             assert (np.abs(stored[:, :-1] - wrong) / largest[:, None]).max() > 4 / 4096
