@@ -7,40 +7,22 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <random>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/temporary_name.h"
 
 namespace kvcal::base {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kEnding = ".tmp";
-constexpr std::size_t kDigits = 16;
-
-std::string random_digits() {
-  std::random_device device;
-  std::string digits;
-  for (std::size_t i = 0; i < kDigits; ++i) digits += "0123456789abcdef"[device() % 16];
-  return digits;
-}
-
-void sync_folder(const fs::path& folder) {
-  const int descriptor = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return;
-  // Some file systems cannot sync a folder; the rename itself has been done.
-  (void)::fsync(descriptor);
-  ::close(descriptor);
-}
-
 }  // namespace
 
 NewFile::NewFile(const fs::path& path) : path_(path) {
   // Between making a file and locking it, another run may take it for a dead one's and remove it: try again.
   for (;;) {
-    temporary_ = path.parent_path() / concat(".", path.filename().string(), ".", random_digits(), kEnding);
+    temporary_ = temporary_path(path);
     descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ < 0 && errno == EEXIST) continue;
     if (descriptor_ < 0) throw_system_error("write", path_, errno);
@@ -106,10 +88,10 @@ void write_file_atomically(const fs::path& path, std::string_view text) {
 }
 
 std::string_view name_of_unfinished(std::string_view name) {
-  constexpr std::size_t kTail = 1 + kDigits + kEnding.size();
-  if (!name.starts_with('.') || !name.ends_with(kEnding) || name.size() < 2 + kTail) return {};
+  constexpr std::size_t kTail = 1 + kTemporaryDigits + kTemporaryEnding.size();
+  if (!name.starts_with('.') || !name.ends_with(kTemporaryEnding) || name.size() < 2 + kTail) return {};
   const std::string_view tail = name.substr(name.size() - kTail);
-  const std::string_view digits = tail.substr(1, kDigits);
+  const std::string_view digits = tail.substr(1, kTemporaryDigits);
   if (tail[0] != '.' || digits.find_first_not_of("0123456789abcdef") != std::string_view::npos) return {};
   return name.substr(1, name.size() - 1 - kTail);
 }

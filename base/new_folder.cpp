@@ -6,23 +6,16 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <random>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/temporary_name.h"
 
 namespace kvcal::base {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string random_digits() {
-  std::random_device device;
-  std::string digits;
-  for (int i = 0; i < 16; ++i) digits += "0123456789abcdef"[device() % 16];
-  return digits;
-}
 
 /// 0 or errno.
 int sync_path(const fs::path& path, int flags) {
@@ -31,11 +24,6 @@ int sync_path(const fs::path& path, int flags) {
   const int error_number = ::fsync(descriptor) == 0 ? 0 : errno;
   ::close(descriptor);
   return error_number;
-}
-
-/// Some file systems cannot sync a folder.
-void sync_folder(const fs::path& folder) {
-  (void)sync_path(folder.empty() ? "." : folder, O_DIRECTORY);
 }
 
 [[noreturn]] void throw_exists(const fs::path& path) {
@@ -58,7 +46,7 @@ NewFolder::NewFolder(const fs::path& path) : path_(path.has_filename() ? path : 
   if (fs::exists(fs::symlink_status(path_, error))) throw_exists(path_);
   int made = -1;
   do {
-    temporary_ = path_.parent_path() / concat(".", path_.filename().string(), ".", random_digits(), ".tmp");
+    temporary_ = temporary_path(path_);
     made = ::mkdir(temporary_.c_str(), 0777);
   } while (made != 0 && errno == EEXIST);
   if (made != 0) throw_system_error("make the folder", path_, errno);

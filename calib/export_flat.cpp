@@ -11,24 +11,14 @@ namespace {
 using base::concat;
 using base::InvalidInput;
 
-formats::ChosenDatatype chosen(const formats::TensorCodebook& tensor, int layer,
-                               const formats::DatatypeChoice& choice) {
-  const formats::ChosenDatatype found = formats::find_datatype(tensor.outliers, choice);
-  if (found.datatype == nullptr) {
-    throw InvalidInput(concat("layer ", layer, ", ", tensor.tensor.name, "s: the codebook holds no ",
-                              choice.name(), "; calibrate the whole model anew"));
-  }
-  return found;
-}
-
 codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::DatatypeChoice& choice) {
   if (!layer.has_kv_heads()) {
     throw InvalidInput(concat("layer ", layer.index,
                               " caches other tensors than keys and values of the same heads, ",
                               "for which the kernels have no place"));
   }
-  const formats::ChosenDatatype key = chosen(layer.key(), layer.index, choice);
-  const formats::ChosenDatatype value = chosen(layer.value(), layer.index, choice);
+  const formats::ChosenDatatype key = formats::require_datatype(layer.index, layer.key(), choice);
+  const formats::ChosenDatatype value = formats::require_datatype(layer.index, layer.value(), choice);
   codec::FlatLayer flat;
   flat.index = static_cast<std::uint32_t>(layer.index);
   flat.kv_heads = static_cast<std::uint32_t>(layer.key().tensor.heads);

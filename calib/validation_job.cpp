@@ -17,6 +17,8 @@ constexpr std::int64_t kStorageBytesPerNumber = 16;
 // For each logit: those of the model and the method, log-probabilities and probabilities of the one, those of the
 // other, a difference and a product, the last five in float64.
 constexpr std::int64_t kScoreBytesPerLogit = 56;
+// Without a method: the model's, in float32 and in float64, log-probabilities and probabilities.
+constexpr std::int64_t kExactBytesPerLogit = 28;
 // No model reads longer prompts today.
 constexpr std::int64_t kLongestPasskey = std::int64_t{1} << 24;
 // What a token costs that is decoded alone, in tokens of a window: the weights are read for it, and its past.
@@ -219,7 +221,7 @@ RunShape ValidationJob::shape(ValidationRun run) const {
           .memory_bytes = options.memory_bytes,
           .work = scratch_folder(),
           .lane_bytes = hook_bytes(*this, run, its.seqlen),
-          .head_bytes_per_logit = kScoreBytesPerLogit,
+          .head_bytes_per_logit = stored_methods() > 0 ? kScoreBytesPerLogit : kExactBytesPerLogit,
           .smaller = run == ValidationRun::passkeys ? "--passkey" : "--seqlen"};
 }
 

@@ -33,4 +33,14 @@ ChosenDatatype find_datatype(const std::vector<OutlierSet>& sets, const Datatype
   return {};
 }
 
+ChosenDatatype require_datatype(int layer, const TensorCodebook& tensor, const DatatypeChoice& choice) {
+  const ChosenDatatype found = find_datatype(tensor.outliers, choice);
+  if (found.datatype == nullptr) {
+    throw base::InvalidInput(base::concat("layer ", layer, ", ", tensor.tensor.name,
+                                          "s: the codebook holds no ", choice.name(),
+                                          "; calibrate with these --bits and --outliers"));
+  }
+  return found;
+}
+
 }  // namespace kvcal::formats

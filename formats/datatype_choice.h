@@ -30,4 +30,8 @@ struct ChosenDatatype {
 };
 [[nodiscard]] ChosenDatatype find_datatype(const std::vector<OutlierSet>& sets, const DatatypeChoice& choice);
 
+/// Throws InvalidInput naming the layer and the tensor where it holds no such datatype.
+[[nodiscard]] ChosenDatatype require_datatype(int layer, const TensorCodebook& tensor,
+                                              const DatatypeChoice& choice);
+
 }  // namespace kvcal::formats

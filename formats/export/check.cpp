@@ -18,6 +18,7 @@
 #include "formats/export/export_target.h"
 #include "formats/internal/export_check.h"
 #include "formats/internal/json.h"
+#include "formats/internal/kv_scales.h"
 
 namespace kvcal::formats {
 namespace export_check {
@@ -28,7 +29,6 @@ using base::InvalidInput;
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t kMaxJsonBytes = 100'000'000;
 // Loaders may keep a scale in bfloat16, whose steps are 1/256 at most.
 constexpr double kRounding = 1.0 / 128;
 
@@ -115,7 +115,7 @@ void find_outside(const Scales& scales, const std::vector<Range>& ranges, Scaled
 }  // namespace
 
 json read_object(const fs::path& path) {
-  const std::vector<std::byte> bytes = base::read_file(path, kMaxJsonBytes);
+  const std::vector<std::byte> bytes = base::read_file(path, kv_scales::kMaxJsonBytes);
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (!is_utf8(text))
     throw InvalidInput(

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "formats/dtype.h"
 #include "formats/internal/export_check.h"
+#include "formats/internal/kv_scales.h"
 #include "formats/safetensors.h"
 
 namespace kvcal::formats::export_check {
@@ -23,13 +24,13 @@ namespace {
 
 using base::concat;
 using base::InvalidInput;
+using kv_scales::kConfig;
+using kv_scales::kIndex;
+using kv_scales::kSingle;
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* kConfig = "config.json";
 constexpr const char* kModelOptConfig = "hf_quant_config.json";
-constexpr const char* kIndex = "model.safetensors.index.json";
-constexpr const char* kSingle = "model.safetensors";
 constexpr std::size_t kMaxNumbers = 1'000'000;  // of one scale tensor: far above any model's channels
 
 /// Where a scale belongs by its tensor's name.

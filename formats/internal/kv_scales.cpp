@@ -19,8 +19,6 @@ using base::InvalidInput;
 using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-constexpr std::size_t kMaxJsonBytes = 100'000'000;
-
 float scale_of(float threshold, int layer, std::string_view tensor) {
   const auto scale = static_cast<float>(double{threshold} / largest_code(ScaledType::fp8));
   if (std::isfinite(scale) && scale > 0) return scale;

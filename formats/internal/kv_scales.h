@@ -14,9 +14,11 @@
 
 namespace kvcal::formats::kv_scales {
 
-inline constexpr std::string_view kConfig = "config.json";
-inline constexpr std::string_view kIndex = "model.safetensors.index.json";
-inline constexpr std::string_view kSingle = "model.safetensors";
+/// The longest JSON file of a model's folder that is read.
+inline constexpr std::size_t kMaxJsonBytes = 100'000'000;
+inline constexpr const char* kConfig = "config.json";
+inline constexpr const char* kIndex = "model.safetensors.index.json";
+inline constexpr const char* kSingle = "model.safetensors";
 inline constexpr std::string_view kModelOptConfig = "hf_quant_config.json";
 
 /// The text of a JSON object. Throws InvalidInput naming the file.

@@ -1,11 +1,7 @@
 """`kvcal export --check`: what it says of exports of the bundled model, untouched and damaged in the ways in which
 loaders lose scales without a word."""
-import hashlib
 import json
-import os
-import pathlib
 import shutil
-import subprocess
 
 import pytest
 
@@ -14,20 +10,10 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-KVCAL = pathlib.Path(os.environ.get("KVCAL_BUILD", "build/release")) / "bin" / "kvcal"
-SOURCE = pathlib.Path(os.environ.get("KVCAL_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
-MODEL = SOURCE / "data" / "model"
-TEXT = SOURCE / "data" / "demo" / "calibrate.txt"
-LAYERS, KV_HEADS, DIM = 5, 2, 64
+from tables_test import DIM, KV_HEADS, LAYERS, MODEL, codebook, content_sha256, kvcal  # noqa: E402, F401
+
 SHARD, INDEX = "kvcal-kv-scales.safetensors", "model.safetensors.index.json"
 KEY, VALUE = "model.layers.3.self_attn.k_scale", "model.layers.1.self_attn.v_scale"
-
-if not KVCAL.exists():
-    pytest.skip(f"no program at {KVCAL}: build it and set KVCAL_BUILD", allow_module_level=True)
-
-
-def kvcal(*arguments):
-    return subprocess.run([KVCAL, *map(str, arguments)], capture_output=True, text=True, timeout=600)
 
 
 def check(path, *codebook):
@@ -53,38 +39,6 @@ def the_problem(path, *codebook):
     found = problems(path, *codebook)
     assert len(found) == 1, found
     return found[0]
-
-
-@pytest.fixture(scope="module")
-def codebook(tmp_path_factory):
-    out = tmp_path_factory.mktemp("codebook") / "a.h5"
-    result = kvcal("calibrate", "-m", MODEL, "-f", TEXT, "-o", out, "--samples", 2, "--seqlen", 128, "--dtype",
-                   "float32", "--quiet")
-    assert result.returncode == 0, result.stderr
-    return out
-
-
-def content_sha256(file):
-    """As docs/codebook-format.md defines it."""
-    records = {f"/@{name}": value for name, value in file.attrs.items() if name != "content_sha256"}
-
-    def add(name, item):
-        if isinstance(item, h5py.Dataset):
-            records["/" + name] = item[()]
-        records.update({f"/{name}@{key}": value for key, value in item.attrs.items()})
-
-    file.visititems(add)
-    digest = hashlib.sha256()
-    for path, value in sorted(records.items(), key=lambda record: record[0].encode()):
-        if isinstance(value, (str, bytes)):
-            kind, shape, data = "string", (), value.encode() if isinstance(value, str) else value
-        else:
-            array = np.asarray(value)
-            kind, shape, data = array.dtype.name, array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes()
-        for text in (path, kind, ",".join(map(str, shape))):
-            digest.update(text.encode() + b"\0")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
 
 
 @pytest.fixture(scope="module")

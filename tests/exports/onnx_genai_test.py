@@ -25,8 +25,8 @@ BOS, EOS, PADDING = 1, 2, -1
 CALIBRATION, JUDGED, SEQLEN = 64, 32, 320  # stories to calibrate on, others to judge by, and their longest
 CPU = ["CPUExecutionProvider"]
 EMPTY = {"tensor(float)": (np.float32, DIM), "tensor(int8)": (np.int8, DIM), "tensor(uint8)": (np.uint8, DIM // 2)}
-# Scheme: (clip, the largest mean KL divergence to the float cache, in nats per token). 4 bits by channel come to 0.06 with
-# `--clip max` and 0.05 with `best`. Scales of 1.0 come to 0.14 with any scheme: the values, which are small, are lost.
+# Scheme: (clip, the largest mean KL divergence to the float cache, in nats per token). Scales of 1.0 come to 0.14 with any
+# scheme: the values, which are small, are lost.
 SCHEMES = {"int8_per_channel": ("max", 0.001), "int4_per_channel": ("best", 0.06), "int4_per_tensor": ("best", 0.1)}
 
 if not KVCAL.exists():

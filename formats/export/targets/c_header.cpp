@@ -58,14 +58,6 @@ std::string string_literal(std::string_view text, const char* what) {
   return literal + "\"";
 }
 
-ChosenDatatype find(const LayerCodebook& layer, const TensorCodebook& tensor, const DatatypeChoice& choice) {
-  const ChosenDatatype found = find_datatype(tensor.outliers, choice);
-  if (found.datatype == nullptr)
-    throw InvalidInput(concat("layer ", layer.index, ", ", tensor.tensor.name, ": the codebook holds no ",
-                              choice.name(), "; calibrate the whole model anew"));
-  return found;
-}
-
 // In the order of the layers.
 std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoice& choice) {
   std::vector<LayerTables> tables;
@@ -74,7 +66,8 @@ std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoic
       throw InvalidInput(concat("layer ", layer.index, ": caches other tensors than keys and values of the ",
                                 "same heads, for which the header has no tables"));
     }
-    tables.push_back({&layer, find(layer, layer.key(), choice), find(layer, layer.value(), choice)});
+    tables.push_back({&layer, require_datatype(layer.index, layer.key(), choice),
+                      require_datatype(layer.index, layer.value(), choice)});
   }
   return tables;
 }

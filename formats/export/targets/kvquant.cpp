@@ -71,15 +71,6 @@ void check_thresholds(int layer, const OutlierSet& set) {
   }
 }
 
-ChosenDatatype chosen_of(int layer, const TensorCodebook& tensor, const DatatypeChoice& choice) {
-  const ChosenDatatype chosen = find_datatype(tensor.outliers, choice);
-  if (chosen.datatype == nullptr) {
-    refuse(layer, tensor.tensor.name,
-           concat("the codebook holds no ", choice.name(), "; calibrate with these --bits and --outliers"));
-  }
-  return chosen;
-}
-
 void write_row(PickleWriter& pickle, std::span<const float> row) {
   pickle.float_tensor(row, std::array{std::int64_t{1}, static_cast<std::int64_t>(row.size())});
 }
@@ -91,7 +82,7 @@ void write_scalar(PickleWriter& pickle, double value) {
 void write_entry(PickleWriter& pickle, int layer, const TensorCodebook& tensor,
                  const DatatypeChoice& choice) {
   const bool keys = tensor.tensor.thresholds == ThresholdScope::channel;
-  const auto [set, datatype] = chosen_of(layer, tensor, choice);
+  const auto [set, datatype] = require_datatype(layer, tensor, choice);
   pickle.text(concat("model.layers.", layer, ".self_attn.", keys ? "k_proj" : "v_proj"));
   pickle.begin_tuple();
   if (keys) {
