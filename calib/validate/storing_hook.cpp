@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
@@ -138,15 +139,16 @@ at::Tensor MeasuringHook::measure(std::size_t method, std::size_t tensor) {
 }
 
 void MeasuringHook::attends(const fisher::AttentionInputs& inputs) {
-  const AttentionShares exact(inputs, inputs.keys);
+  std::optional<AttentionShares> exact;  // where a method stores these keys
   for (std::size_t m = 0; m < methods_.size(); ++m) {
     const at::Tensor read = measure(m, inputs.key);
     if (!read.defined()) continue;
+    if (!exact) exact.emplace(inputs, inputs.keys);
     const at::Tensor keys = read.to(inputs.keys.device(), inputs.keys.scalar_type());
     const bool cached = methods_[m].storages[inputs.key]->point() == fisher::CachePoint::cached;
     const AttentionShares ours(inputs, cached ? inputs.rotate(keys) : keys.view(inputs.keys.sizes()));
-    errors_[m][inputs.key].shared_attention += exact.shared_with(ours);
-    errors_[m][inputs.key].attentions += exact.count();
+    errors_[m][inputs.key].shared_attention += exact->shared_with(ours);
+    errors_[m][inputs.key].attentions += exact->count();
   }
   shown_[inputs.key] = {};
 }
