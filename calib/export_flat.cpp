@@ -46,7 +46,7 @@ formats::ExportReport write(const formats::ExportRequest& request) {
   base::write_file_atomically(request.out, codec::flat_bytes(flat));
   formats::ExportReport report;
   report.files = {request.out};
-  report.needs = concat("cuda/flat_format.h, version ", KVCAL_FLAT_VERSION, "; no library");
+  report.needs = concat("cuda/kernels/flat_format.h, version ", KVCAL_FLAT_VERSION, "; no library");
   report.beware = "keys are quantised before RoPE: rotate what is read back, never what is stored";
   return report;
 }

@@ -1,4 +1,4 @@
-// calib/export_flat.h: the codec's own bytes (cuda/flat_format.h) as a target of kvcal export.
+// calib/export_flat.h: the codec's own bytes (cuda/kernels/flat_format.h) as a target of kvcal export.
 #pragma once
 
 #include "formats/export/export_target.h"

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "cuda/kernels/flat_reader.h"
 #include "cuda/vector_codec.h"
 
 namespace kvcal::codec {
@@ -15,12 +16,6 @@ static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 80 && 
 
 using base::concat;
 using base::InvalidInput;
-
-std::uint64_t fnv1a(std::span<const std::byte> bytes) {
-  std::uint64_t hash = 0xcbf29ce484222325U;
-  for (const std::byte byte : bytes) hash = (hash ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3U;
-  return hash;
-}
 
 std::uint64_t aligned(std::uint64_t bytes) {
   constexpr std::uint64_t kAlignment = KVCAL_FLAT_ALIGNMENT;
@@ -94,52 +89,6 @@ KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, double outlier
   return flat;
 }
 
-/// Throws where an array does not lie in the block.
-class Checker {
- public:
-  Checker(std::span<const std::byte> block, const KvcalFlatHeader& header) : block_(block), header_(header) {}
-
-  void check_layers() const {
-    check(header_.layers_offset, std::uint64_t{header_.layers} * header_.layer_bytes, "the layers");
-    for (std::uint32_t i = 0; i < header_.layers; ++i) {
-      KvcalFlatLayer layer;
-      std::memcpy(&layer, block_.data() + header_.layers_offset + std::uint64_t{i} * header_.layer_bytes,
-                  sizeof(layer));
-      check_arrays(layer);
-    }
-  }
-
- private:
-  void check_arrays(const KvcalFlatLayer& layer) const {
-    constexpr std::uint32_t kMost = 1 << 20;
-    if (layer.kv_heads > kMost || layer.key_dim > kMost || layer.value_dim > kMost)
-      throw InvalidInput(concat("layer ", layer.index, ": its sizes are out of range"));
-    const std::uint64_t channels = std::uint64_t{layer.kv_heads} * layer.key_dim;
-    const std::uint64_t levels = std::uint64_t{1} << header_.bits;
-    const std::string place = concat("layer ", layer.index, ", ");
-    check(layer.key_affines, 4 * channels, place + "key_affines");
-    if (header_.outlier_fraction > 0) {
-      check(layer.key_lower, 4 * channels, place + "key_lower");
-      check(layer.key_upper, 4 * channels, place + "key_upper");
-    }
-    check(layer.key_midpoints, 4 * (levels - 1), place + "key_midpoints");
-    check(layer.key_levels, 4 * levels, place + "key_levels");
-    check(layer.value_midpoints, 4 * (levels - 1), place + "value_midpoints");
-    check(layer.value_levels, 4 * levels, place + "value_levels");
-  }
-
-  void check(std::uint64_t offset, std::uint64_t bytes, const std::string& what) const {
-    if (offset % KVCAL_FLAT_ALIGNMENT != 0 || offset < header_.header_bytes || offset > block_.size() ||
-        bytes > block_.size() - offset) {
-      throw InvalidInput(
-          concat(what, " at ", offset, " does not lie in the block of ", block_.size(), " bytes"));
-    }
-  }
-
-  std::span<const std::byte> block_;
-  const KvcalFlatHeader& header_;
-};
-
 }  // namespace
 
 std::vector<std::byte> flat_bytes(const FlatCodebook& codebook) {
@@ -169,29 +118,15 @@ std::vector<std::byte> flat_bytes(const FlatCodebook& codebook) {
     offset += sizeof(flat);
   }
   header.file_bytes = block.size();
-  header.checksum = fnv1a(block.from(sizeof(header)));
+  header.checksum = flat_checksum(block.from(sizeof(header)));
   block.put(0, &header, sizeof(header));
   return block.take();
 }
 
 const KvcalFlatHeader& check_flat(std::span<const std::byte> block) {
-  if (block.size() < sizeof(KvcalFlatHeader) ||
-      std::memcmp(block.data(), KVCAL_FLAT_MAGIC, sizeof(KvcalFlatHeader::magic)) != 0)
-    throw InvalidInput(concat("is no flat codebook: it does not begin with ", KVCAL_FLAT_MAGIC));
-  const auto& header = *reinterpret_cast<const KvcalFlatHeader*>(block.data());
-  if (header.version != KVCAL_FLAT_VERSION) {
-    throw InvalidInput(concat("is a flat codebook of version ", header.version, "; expected ",
-                              KVCAL_FLAT_VERSION, ": export it again"));
-  }
-  if (header.file_bytes != block.size())
-    throw InvalidInput(concat("is not whole: ", block.size(), " of ", header.file_bytes, " bytes"));
-  if (header.header_bytes < sizeof(KvcalFlatHeader) || header.header_bytes > block.size() ||
-      header.layer_bytes < sizeof(KvcalFlatLayer) || header.bits < 2 || header.bits > 4)
-    throw InvalidInput("has a header that contradicts itself");
-  if (fnv1a(block.subspan(header.header_bytes)) != header.checksum)
-    throw InvalidInput("was changed or damaged: its checksum does not match");
-  Checker(block, header).check_layers();
-  return header;
+  const std::string problem = flat_problem(block);
+  if (!problem.empty()) throw InvalidInput(problem);
+  return *reinterpret_cast<const KvcalFlatHeader*>(block.data());
 }
 
 }  // namespace kvcal::codec

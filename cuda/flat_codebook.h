@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/codec_math.h"
-#include "cuda/flat_format.h"
+#include "cuda/kernels/codec_math.h"
+#include "cuda/kernels/flat_format.h"
 
 namespace kvcal::codec {
 

@@ -20,10 +20,10 @@ constexpr std::size_t kRowsAtOnce = 64;
 }
 
 std::uint16_t checked_half(float x, std::size_t token, std::size_t channel, std::string_view what) {
-  const std::uint16_t half = base::float_to_half(x);
+  const std::uint16_t half = codec::float_to_half(x);
   if (!is_finite_half(half))
     fail(token, channel,
-         base::concat("the ", what, " ", x, " overflows fp16, whose largest is ", base::kHalfMax));
+         base::concat("the ", what, " ", x, " overflows fp16, whose largest is ", codec::kHalfMax));
   return half;
 }
 
@@ -188,8 +188,8 @@ struct ChannelAffines {
 
   explicit ChannelAffines(std::span<const Affine> affines) {
     for (const Affine& affine : affines) {
-      scales.push_back(base::half_to_float(affine.scale));
-      zeros.push_back(base::half_to_float(affine.zero));
+      scales.push_back(codec::half_to_float(affine.scale));
+      zeros.push_back(codec::half_to_float(affine.zero));
       inverses.push_back(inverse_scale(scales.back()));
     }
   }
@@ -229,7 +229,7 @@ void check_parts(const PackedRows& packed, const Datatype& datatype, std::span<c
 template <typename Dequantise>
 void decode_rows(const PackedRows& packed, std::span<float> to, int threads, const Dequantise& dequantise) {
   for (std::size_t i = 0; i < packed.sink_values.size(); ++i)
-    to[i] = base::half_to_float(packed.sink_values[i]);
+    to[i] = codec::half_to_float(packed.sink_values[i]);
   const std::size_t blocks = (packed.rows() + kRowsAtOnce - 1) / kRowsAtOnce;
   base::parallel_for(static_cast<std::int64_t>(blocks), threads, [&](std::int64_t block) {
     std::vector<std::uint8_t> codes(packed.channels);
@@ -241,7 +241,7 @@ void decode_rows(const PackedRows& packed, std::span<float> to, int threads, con
       dequantise(r, codes, x);
       if (!packed.keeps_outliers) continue;
       for (std::size_t o = packed.first_outlier[r]; o < packed.first_outlier[r + 1]; ++o)
-        x[packed.outliers[o].index] = base::half_to_float(packed.outliers[o].value);
+        x[packed.outliers[o].index] = codec::half_to_float(packed.outliers[o].value);
     }
   });
 }
@@ -300,11 +300,11 @@ PackedRows encode_values(std::span<const float> x, std::size_t channels, const V
         if (!is_finite_half(affine.scale) || !is_finite_half(affine.zero)) {
           fail(packed.sinks + r, g * width,
                base::concat("range or zero of the thresholds ", lower, " to ", upper,
-                            " overflow fp16, whose largest is ", base::kHalfMax));
+                            " overflow fp16, whose largest is ", codec::kHalfMax));
         }
         packed.affines[r * groups + g] = affine;
-        normalise_row(part, base::half_to_float(affine.zero),
-                      inverse_scale(base::half_to_float(affine.scale)), u + g * width);
+        normalise_row(part, codec::half_to_float(affine.zero),
+                      inverse_scale(codec::half_to_float(affine.scale)), u + g * width);
         if (!packed.keeps_outliers) continue;
         for (std::size_t c = 0; c < width; ++c) {
           if (part[c] >= lower && part[c] <= upper) continue;
@@ -347,7 +347,7 @@ void decode_values(const PackedRows& packed, const Datatype& datatype, std::span
       packed, to, threads, [&](std::size_t r, std::span<const std::uint8_t> codes, std::span<float> x) {
         for (std::size_t g = 0; g < groups; ++g) {
           const Affine& affine = packed.affines[r * groups + g];
-          const float scale = base::half_to_float(affine.scale), zero = base::half_to_float(affine.zero);
+          const float scale = codec::half_to_float(affine.scale), zero = codec::half_to_float(affine.zero);
           for (std::size_t c = g * width; c < (g + 1) * width; ++c)
             x[c] = dequantise(codes[c], scale, zero, datatype);
         }

@@ -27,10 +27,10 @@ void check_fraction(double fraction) {
 }
 
 std::uint16_t checked_half(float value, std::size_t channel, std::string_view what) {
-  const std::uint16_t half = base::float_to_half(value);
+  const std::uint16_t half = codec::float_to_half(value);
   if (!is_finite_half(half)) {
     throw base::InvalidInput(base::concat("channel ", channel, ": the ", what, " ", value,
-                                          " overflows fp16, whose largest is ", base::kHalfMax));
+                                          " overflows fp16, whose largest is ", codec::kHalfMax));
   }
   return half;
 }
@@ -40,14 +40,14 @@ Affine checked_affine(float lower, float upper, std::size_t channel) {
   if (!is_finite_half(affine.scale) || !is_finite_half(affine.zero)) {
     throw base::InvalidInput(base::concat("channel ", channel, ": range or zero of the thresholds ", lower,
                                           " to ", upper, " overflow fp16, whose largest is ",
-                                          base::kHalfMax));
+                                          codec::kHalfMax));
   }
   return affine;
 }
 
 std::uint8_t encode_one(float x, const Affine& affine, const Datatype& datatype) {
-  const float scale = base::half_to_float(affine.scale);
-  const float u = normalise(x, base::half_to_float(affine.zero), inverse_scale(scale));
+  const float scale = codec::half_to_float(affine.scale);
+  const float u = normalise(x, codec::half_to_float(affine.zero), inverse_scale(scale));
   return static_cast<std::uint8_t>(nearest_code(u, datatype));
 }
 
@@ -80,7 +80,7 @@ void restore_outliers(const EncodedVector& encoded, std::span<float> x) {
     if (outlier.index >= x.size()) {
       throw base::InvalidInput(base::concat("an outlier at channel ", outlier.index, " of ", x.size()));
     }
-    x[outlier.index] = base::half_to_float(outlier.value);
+    x[outlier.index] = codec::half_to_float(outlier.value);
   }
 }
 
@@ -208,7 +208,7 @@ std::vector<float> decode_key(const EncodedVector& encoded, const KeyNormaliser&
   for (std::size_t c = 0; c < x.size(); ++c) {
     const Affine& affine = normaliser.affines()[c];
     x[c] =
-        dequantise(codes[c], base::half_to_float(affine.scale), base::half_to_float(affine.zero), datatype);
+        dequantise(codes[c], codec::half_to_float(affine.scale), codec::half_to_float(affine.zero), datatype);
   }
   restore_outliers(encoded, x);
   return x;
@@ -226,7 +226,7 @@ std::vector<float> decode_value(const EncodedVector& encoded, const Datatype& da
   for (std::size_t c = 0; c < x.size(); ++c) {
     const Affine& affine = encoded.affines[c / width];
     x[c] =
-        dequantise(codes[c], base::half_to_float(affine.scale), base::half_to_float(affine.zero), datatype);
+        dequantise(codes[c], codec::half_to_float(affine.scale), codec::half_to_float(affine.zero), datatype);
   }
   restore_outliers(encoded, x);
   return x;

@@ -16,7 +16,7 @@
 #include <span>
 #include <vector>
 
-#include "cuda/codec_math.h"
+#include "cuda/kernels/codec_math.h"
 
 namespace kvcal::codec {
 
@@ -43,6 +43,8 @@ class KeyNormaliser {
   /// As the serving system stores it, once for a layer.
   [[nodiscard]] std::span<const Affine> affines() const { return affines_; }
   [[nodiscard]] bool keeps_outliers() const { return keeps_outliers_; }
+  [[nodiscard]] std::span<const float> lower() const { return lower_; }
+  [[nodiscard]] std::span<const float> upper() const { return upper_; }
   [[nodiscard]] bool is_outlier(std::size_t channel, float x) const {
     return keeps_outliers_ && (x < lower_[channel] || x > upper_[channel]);
   }

@@ -1,11 +1,11 @@
 #include "formats/dtype.h"
 
+#include <Eigen/Core>
 #include <array>
 #include <cstring>
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/float16.h"
 
 namespace kvcal::formats {
 namespace {
@@ -85,9 +85,10 @@ void copy_to_float(Dtype dtype, std::span<const std::byte> data, std::span<float
     case Dtype::F64:
       return convert_all<double>(data, out, [](double value) { return static_cast<float>(value); });
     case Dtype::F16:
-      return convert_all<std::uint16_t>(data, out, base::half_to_float);
+      return convert_all<Eigen::half>(data, out, [](Eigen::half value) { return static_cast<float>(value); });
     case Dtype::BF16:
-      return convert_all<std::uint16_t>(data, out, base::bfloat16_to_float);
+      return convert_all<Eigen::bfloat16>(data, out,
+                                          [](Eigen::bfloat16 value) { return static_cast<float>(value); });
     default:
       throw base::InvalidInput(
           base::concat(what, ": has the dtype ", dtype_name(dtype), "; expected F32, F16, BF16 or F64"));

@@ -7,11 +7,14 @@ set(kvcal_public_folders base kmeans formats cuda)
 foreach(name IN LISTS kvcal_public)
   install(TARGETS kvcal_${name} EXPORT kvcal-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endforeach()
+install(TARGETS kvcal_cuda kvcal_cuda_shared EXPORT kvcal-targets
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(TARGET kvcal_torch)
+  install(TARGETS kvcal_torch LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 foreach(folder IN LISTS kvcal_public_folders)
-  # The kernels' headers are not promised yet.
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcal/${folder}
-          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE PATTERN "internal" EXCLUDE
-          PATTERN "quantise_kernels.h" EXCLUDE PATTERN "cuda_check.h" EXCLUDE)
+          FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE PATTERN "internal" EXCLUDE PATTERN "torch_*" EXCLUDE)
 endforeach()
 if(TARGET kvcal)
   install(TARGETS kvcal RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

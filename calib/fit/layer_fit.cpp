@@ -5,7 +5,6 @@
 #include <memory>
 
 #include "base/error.h"
-#include "base/float16.h"
 #include "base/parallel.h"
 #include "calib/fit/fit_source.h"
 #include "calib/fit/magnitudes.h"
@@ -13,6 +12,7 @@
 #include "calib/fit/sample_halves.h"
 #include "calib/fit/thresholds.h"
 #include "calib/fit/weight_histogram.h"
+#include "cuda/kernels/float16.h"
 
 namespace kvcal::calib {
 namespace {
@@ -65,7 +65,7 @@ void check_half_range(const CapturedTokens& tokens, const Thresholds& thresholds
   for (std::size_t i = 0; i < thresholds.lower.size(); ++i) {
     const Normaliser normal = normaliser(thresholds.lower[i], thresholds.upper[i]);
     const auto overflows = [](double value) {
-      return (base::float_to_half(static_cast<float>(value)) & 0x7fffU) == 0x7c00U;
+      return (codec::float_to_half(static_cast<float>(value)) & 0x7fffU) == 0x7c00U;
     };
     if (!overflows(normal.zero) && !overflows(normal.range)) continue;
     throw base::InvalidInput(base::concat(

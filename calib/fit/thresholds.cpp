@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "base/float16.h"
 #include "base/parallel.h"
+#include "cuda/kernels/float16.h"
 #include "cuda/threshold_finder.h"
 
 namespace kvcal::calib {
@@ -41,7 +41,7 @@ Normaliser normaliser(float lower, float upper) {
   Normaliser result;
   result.zero = (static_cast<double>(upper) + static_cast<double>(lower)) / 2;
   result.range = (static_cast<double>(upper) - static_cast<double>(lower)) / 2;
-  if (base::float_to_half(static_cast<float>(result.range)) == 0) result.range = 0;
+  if (codec::float_to_half(static_cast<float>(result.range)) == 0) result.range = 0;
   return result;
 }
 

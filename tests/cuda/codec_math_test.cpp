@@ -1,4 +1,4 @@
-#include "cuda/codec_math.h"
+#include "cuda/kernels/codec_math.h"
 
 #include <gtest/gtest.h>
 
@@ -93,8 +93,8 @@ TEST(CodecMath, NormaliseRoundsTheInverseFirst) {
 
 TEST(CodecMath, AffineIsHalfTheSumAndHalfTheDifference) {
   const Affine affine = affine_of(-1.0F, 3.0F);
-  EXPECT_EQ(base::half_to_float(affine.scale), 2.0F);
-  EXPECT_EQ(base::half_to_float(affine.zero), 1.0F);
+  EXPECT_EQ(codec::half_to_float(affine.scale), 2.0F);
+  EXPECT_EQ(codec::half_to_float(affine.zero), 1.0F);
   EXPECT_EQ(inverse_scale(0.0F), 0.0F);
   EXPECT_TRUE(is_finite_half(affine_of(-65504.0F, 65504.0F).scale));
   EXPECT_FALSE(is_finite_half(affine_of(-65520.0F, 65520.0F).scale));

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "base/float16.h"
 #include "cuda/bit_pack.h"
+#include "cuda/kernels/float16.h"
 #include "cuda/row_codec.h"
 
 namespace kvcal::codec {
@@ -85,8 +85,8 @@ class GoldenRows : public testing::TestWithParam<Layout> {
   void expect_decoded(const std::vector<float>& decoded, bool with_outlier) const {
     std::vector<float> expected = numbers(with_outlier);
     for (std::size_t i = 0; i < kSinks * kChannels; ++i)
-      expected[i] = base::half_to_float(kSinkHalves[i < kChannels ? i : kSinks * kChannels - 1 - i]);
-    if (with_outlier) expected[kSinks * kChannels + kOutlierChannel] = base::half_to_float(kOutlierHalf);
+      expected[i] = codec::half_to_float(kSinkHalves[i < kChannels ? i : kSinks * kChannels - 1 - i]);
+    if (with_outlier) expected[kSinks * kChannels + kOutlierChannel] = codec::half_to_float(kOutlierHalf);
     EXPECT_EQ(decoded, expected);
   }
 

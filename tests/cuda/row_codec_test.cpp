@@ -84,7 +84,7 @@ class RowCodec : public testing::TestWithParam<RowsCase> {
     }
     EXPECT_EQ(packed.bytes(), bytes);
     for (std::size_t i = 0; i < kSinks * case_.channels; ++i)
-      EXPECT_EQ(decoded[i], base::half_to_float(base::float_to_half(x_[i])));
+      EXPECT_EQ(decoded[i], codec::half_to_float(codec::float_to_half(x_[i])));
   }
 };
 
@@ -135,7 +135,7 @@ TEST(RowCodecOf, AllSinksAndNoTokens) {
   EXPECT_EQ(packed.bytes(), 10U * 4 * 2);
   std::vector<float> decoded(x.size());
   decode_values(packed, datatype, decoded);
-  EXPECT_EQ(decoded[39], base::half_to_float(base::float_to_half(x[39])));
+  EXPECT_EQ(decoded[39], codec::half_to_float(codec::float_to_half(x[39])));
   EXPECT_EQ(encode_values({}, 4, {}, datatype, {}).tokens, 0U);
 }
 

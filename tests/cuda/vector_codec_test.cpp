@@ -25,7 +25,7 @@ std::vector<float> normal_values(std::size_t count, unsigned seed) {
 }
 
 float as_half(float value) {
-  return base::half_to_float(base::float_to_half(value));
+  return codec::half_to_float(codec::float_to_half(value));
 }
 
 // Calls it and gives the message of the InvalidInput that it must throw.
@@ -62,7 +62,7 @@ TEST(VectorCodec, ValueWithoutOutliersIsWithinTheWidestGap) {
   EXPECT_TRUE(encoded.outliers.empty());
   const std::vector<float> back = decode_value(encoded, datatype);
   // Half the widest gap, 0.2 of the range, and fp16's rounding of range and zero.
-  const float range = base::half_to_float(encoded.affines.at(0).scale);
+  const float range = codec::half_to_float(encoded.affines.at(0).scale);
   for (std::size_t c = 0; c < x.size(); ++c) EXPECT_LE(std::abs(back[c] - x[c]), 0.2F * range + 0.01F) << c;
   // Minimum and maximum take the end centroids.
   const auto codes = unpack_codes(encoded.codes, x.size(), 3);
@@ -95,13 +95,13 @@ TEST(VectorCodec, OutliersComeBackAsTheirFp16Value) {
   EXPECT_EQ(back[17], 1e4F);
   EXPECT_EQ(back[90], as_half(-321.123F));
   // The one value of 1e4 does not widen the range of the others.
-  EXPECT_LT(base::half_to_float(encoded.affines.at(0).scale), 10.0F);
+  EXPECT_LT(codec::half_to_float(encoded.affines.at(0).scale), 10.0F);
   for (std::size_t i = 1; i < encoded.outliers.size(); ++i) {
     EXPECT_LT(encoded.outliers[i - 1].index, encoded.outliers[i].index);
   }
   // Without outliers the range is that of the extremes.
   const EncodedVector plain = encode_value(x, {}, datatype);
-  EXPECT_EQ(base::half_to_float(plain.affines.at(0).scale), as_half((1e4F + 321.123F) / 2));
+  EXPECT_EQ(codec::half_to_float(plain.affines.at(0).scale), as_half((1e4F + 321.123F) / 2));
 }
 
 TEST(VectorCodec, GroupsAreEncodedAsIfAlone) {
@@ -145,7 +145,7 @@ TEST(VectorCodec, KeysFollowTheDefinition) {
   const EncodedVector encoded = encode_key(x, normaliser, datatype);
   // Channels 1, 2 and 3 lie outside their thresholds.
   const std::vector<Outlier> outliers = {
-      {1, base::float_to_half(2.6F)}, {2, base::float_to_half(5.5F)}, {3, base::float_to_half(-8.0F)}};
+      {1, codec::float_to_half(2.6F)}, {2, codec::float_to_half(5.5F)}, {3, codec::float_to_half(-8.0F)}};
   EXPECT_EQ(encoded.outliers, outliers);
   EXPECT_EQ(encoded.bytes(), 1U + 2U + 3U * 4U);
   const std::vector<float> back = decode_key(encoded, normaliser, datatype);

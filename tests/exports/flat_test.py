@@ -1,4 +1,4 @@
-"""`kvcal export --format flat`, read by a C program that knows cuda/flat_format.h and nothing else: every number is h5py's."""
+"""`kvcal export --format flat`, read by a C program that knows cuda/kernels/flat_format.h and nothing else: every number is h5py's."""
 import subprocess
 
 import pytest
@@ -9,7 +9,7 @@ READER = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cuda/flat_format.h"
+#include "cuda/kernels/flat_format.h"
 
 static void print_floats(const char* name, const float* x, unsigned count) {
   printf("%s", name);

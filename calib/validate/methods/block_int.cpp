@@ -7,9 +7,9 @@
 #include <cstddef>
 
 #include "base/error.h"
-#include "base/float16.h"
 #include "calib/validate/cache_method.h"
-#include "cuda/codec_math.h"
+#include "cuda/kernels/codec_math.h"
+#include "cuda/kernels/float16.h"
 
 namespace kvcal::calib {
 
@@ -29,7 +29,7 @@ float largest(BlockIn x) {
 
 /// 1/d; 0 where d is stored as 0 and every code reads as 0 (1/d could be infinite there).
 float inverse(float d) {
-  return base::half_to_float(base::float_to_half(d)) == 0.0F ? 0.0F : 1.0F / d;
+  return codec::half_to_float(codec::float_to_half(d)) == 0.0F ? 0.0F : 1.0F / d;
 }
 
 /// 34 bytes.
@@ -42,12 +42,12 @@ struct Q8Block {
   static Q8Block encode(BlockIn x) {
     const float d = std::abs(largest(x)) / 127.0F;
     const float id = inverse(d);
-    Q8Block block{base::float_to_half(d), {}};
+    Q8Block block{codec::float_to_half(d), {}};
     for (std::size_t i = 0; i < kBlock; ++i) block.codes[i] = static_cast<std::int8_t>(std::round(x[i] * id));
     return block;
   }
   void decode(BlockOut x) const {
-    const float scale = base::half_to_float(d);
+    const float scale = codec::half_to_float(d);
     for (std::size_t i = 0; i < kBlock; ++i) x[i] = static_cast<float>(codes[i]) * scale;
   }
 };
@@ -65,13 +65,13 @@ struct Q4Block {
     const float id = inverse(d);
     // The largest is at -8; its negative would be at 8, which 15 cannot hold.
     const auto code = [id](float value) { return std::min(15, static_cast<int>(value * id + 8.5F)); };
-    Q4Block block{base::float_to_half(d), {}};
+    Q4Block block{codec::float_to_half(d), {}};
     for (std::size_t i = 0; i < kBlock / 2; ++i)
       block.nibbles[i] = static_cast<std::uint8_t>(code(x[i]) | (code(x[i + kBlock / 2]) << 4));
     return block;
   }
   void decode(BlockOut x) const {
-    const float scale = base::half_to_float(d);
+    const float scale = codec::half_to_float(d);
     for (std::size_t i = 0; i < kBlock / 2; ++i) {
       x[i] = static_cast<float>((nibbles[i] & 15) - 8) * scale;
       x[i + kBlock / 2] = static_cast<float>((nibbles[i] >> 4) - 8) * scale;
@@ -108,7 +108,7 @@ class BlockStorage final : public TensorStorage {
     const std::size_t i = begin + static_cast<std::size_t>(std::find(x.begin(), x.end(), far) - x.begin());
     throw base::InvalidInput(base::concat("token ", i / channels_, ", channel ", i % channels_, ": ",
                                           Block::kName, "'s scale for a block with ", far,
-                                          " overflows fp16, whose largest is ", base::kHalfMax));
+                                          " overflows fp16, whose largest is ", codec::kHalfMax));
   }
 
   fisher::CachePoint point_;

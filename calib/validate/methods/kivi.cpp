@@ -8,10 +8,10 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/float16.h"
 #include "calib/validate/cache_method.h"
 #include "cuda/bit_pack.h"
-#include "cuda/codec_math.h"
+#include "cuda/kernels/codec_math.h"
+#include "cuda/kernels/float16.h"
 
 namespace kvcal::calib {
 
@@ -34,10 +34,10 @@ struct KiviName {
 constexpr std::array<KiviName, 2> kNames{{{"kivi2", 2}, {"kivi4", 4}}};
 
 std::uint16_t checked_half(float value, std::size_t token, std::size_t channel, const char* what) {
-  const std::uint16_t half = base::float_to_half(value);
+  const std::uint16_t half = codec::float_to_half(value);
   if (!codec::is_finite_half(half)) {
     throw base::InvalidInput(base::concat("token ", token, ", channel ", channel, ": the ", what, " ", value,
-                                          " overflows fp16, whose largest is ", base::kHalfMax));
+                                          " overflows fp16, whose largest is ", codec::kHalfMax));
   }
   return half;
 }
@@ -81,7 +81,7 @@ class KiviStorage final : public TensorStorage {
     use.bytes = static_cast<std::int64_t>(store_groups(x.first(quantised), read.first(quantised)) +
                                           (x.size() - quantised) * sizeof(std::uint16_t));
     for (std::size_t i = quantised; i < x.size(); ++i)
-      read[i] = base::half_to_float(checked_half(x[i], i / channels_, i % channels_, "number"));
+      read[i] = codec::half_to_float(checked_half(x[i], i / channels_, i % channels_, "number"));
     return use;
   }
 
@@ -102,8 +102,8 @@ class KiviStorage final : public TensorStorage {
     for (std::size_t t = 0, i = 0; i < x.size(); ++t) {
       for (std::size_t c = 0; c < channels_; ++c, ++i) {
         const Group& group = groups[grouping.of(t, c)];
-        read[i] =
-            static_cast<float>(codes[i]) * base::half_to_float(group.scale) + base::half_to_float(group.zero);
+        read[i] = static_cast<float>(codes[i]) * codec::half_to_float(group.scale) +
+                  codec::half_to_float(group.zero);
       }
     }
     return packed.size() + groups.size() * sizeof(Group);
@@ -138,11 +138,11 @@ class KiviStorage final : public TensorStorage {
     for (std::size_t t = 0, i = 0; i < x.size(); ++t) {
       for (std::size_t c = 0; c < channels_; ++c, ++i) {
         const Group& group = groups[grouping.of(t, c)];
-        const float scale = base::half_to_float(group.scale);
+        const float scale = codec::half_to_float(group.scale);
         // No step: every code reads as the minimum.
         if (scale == 0.0F) continue;
         // The rounding of zero and scale to fp16 can take x beyond either end.
-        const float steps = std::nearbyint((x[i] - base::half_to_float(group.zero)) / scale);
+        const float steps = std::nearbyint((x[i] - codec::half_to_float(group.zero)) / scale);
         codes[i] = static_cast<std::uint8_t>(std::clamp(steps, 0.0F, largest));
       }
     }

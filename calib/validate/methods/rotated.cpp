@@ -11,9 +11,9 @@
 #include <cstddef>
 
 #include "base/error.h"
-#include "base/float16.h"
 #include "calib/validate/cache_method.h"
 #include "cuda/bit_pack.h"
+#include "cuda/kernels/float16.h"
 #include "cuda/vector_codec.h"
 
 namespace kvcal::calib {
@@ -133,12 +133,12 @@ class RotatedStorage final : public TensorStorage {
     for (std::size_t v = 0; v < norms.size(); ++v) {
       const std::span<const float> vector = x.subspan(v * dim_, dim_);
       norms[v] = stored_norm(vector, v * dim_);
-      encode(vector, base::half_to_float(norms[v]), unit, std::span(codes).subspan(v * dim_, dim_));
+      encode(vector, codec::half_to_float(norms[v]), unit, std::span(codes).subspan(v * dim_, dim_));
     }
     const std::vector<std::uint8_t> packed = codec::pack_codes(codes, datatype_.bits);
     const std::vector<std::uint8_t> unpacked = codec::unpack_codes(packed, x.size(), datatype_.bits);
     for (std::size_t v = 0; v < norms.size(); ++v) {
-      decode(std::span(unpacked).subspan(v * dim_, dim_), base::half_to_float(norms[v]),
+      decode(std::span(unpacked).subspan(v * dim_, dim_), codec::half_to_float(norms[v]),
              read.subspan(v * dim_, dim_));
     }
     StorageUse use;
@@ -152,11 +152,11 @@ class RotatedStorage final : public TensorStorage {
     double squares = 0;
     for (const float value : vector) squares += static_cast<double>(value) * static_cast<double>(value);
     const auto norm = static_cast<float>(std::sqrt(squares));
-    const std::uint16_t half = base::float_to_half(norm);
+    const std::uint16_t half = codec::float_to_half(norm);
     if (!codec::is_finite_half(half)) {
       throw base::InvalidInput(base::concat("token ", begin / channels_, ", channel ", begin % channels_,
                                             ": the norm ", norm, " of the head's vector from here on",
-                                            " overflows fp16, whose largest is ", base::kHalfMax));
+                                            " overflows fp16, whose largest is ", codec::kHalfMax));
     }
     return half;
   }

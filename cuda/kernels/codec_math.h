@@ -1,9 +1,9 @@
-// cuda/codec_math.h: the arithmetic of quantising, written once for host and device: both give the same bits.
+// cuda/kernels/codec_math.h: the arithmetic of quantising, written once for host and device: both give the same bits.
 //
 // All of it is float32, each operation rounded to nearest by itself (rn), never fused: on the device by the
 // _rn intrinsics, on the host because kvcal::codec compiles what includes it with -ffp-contract=off. Do not
 // compile it with -ffast-math or --use_fast_math. fp16 values are bit patterns in std::uint16_t, converted
-// by base/float16.h, which is constexpr: the device compiles it, too, with nvcc's --expt-relaxed-constexpr.
+// by cuda/kernels/float16.h, which is constexpr: the device compiles it, too, with nvcc's --expt-relaxed-constexpr.
 //
 //   normalise    u = rn(rn(x - z) * rn(1 / s)), s and z as stored: rounded to fp16
 //   code         the number of midpoints of neighbouring centroids that lie below u,
@@ -13,13 +13,7 @@
 
 #include <cstdint>
 
-#include "base/float16.h"
-
-#ifdef __CUDACC__
-#define KVCAL_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define KVCAL_HOST_DEVICE inline
-#endif
+#include "cuda/kernels/float16.h"
 
 namespace kvcal::codec {
 
@@ -68,8 +62,8 @@ KVCAL_HOST_DEVICE float divide_rn(float a, float b) {
 /// Range and zero of a pair of thresholds, rounded to fp16; infinite there where they overflow
 /// (see is_finite_half()).
 KVCAL_HOST_DEVICE Affine affine_of(float lower, float upper) {
-  return {base::float_to_half(multiply_rn(add_rn(upper, -lower), 0.5F)),
-          base::float_to_half(multiply_rn(add_rn(upper, lower), 0.5F))};
+  return {codec::float_to_half(multiply_rn(add_rn(upper, -lower), 0.5F)),
+          codec::float_to_half(multiply_rn(add_rn(upper, lower), 0.5F))};
 }
 
 /// Neither infinity nor NaN.

@@ -1,13 +1,13 @@
 // All 65536 bit patterns, and every fp32 neighbourhood of a rounding boundary, against the compiler's own
 // _Float16.
-#include "base/float16.h"
+#include "cuda/kernels/float16.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-namespace kvcal::base {
+namespace kvcal::codec {
 namespace {
 
 #ifdef __FLT16_MAX__
@@ -105,4 +105,4 @@ TEST(Bfloat16, RoundsToNearestEven) {
 }
 
 }  // namespace
-}  // namespace kvcal::base
+}  // namespace kvcal::codec

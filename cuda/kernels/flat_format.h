@@ -1,4 +1,4 @@
-/* cuda/flat_format.h: one datatype of a codebook as a block of bytes that kernels read where it lies.
+/* cuda/kernels/flat_format.h: one datatype of a codebook as a block of bytes that kernels read where it lies.
  *
  * C99, C++ and CUDA. A file is this header, the layers, then arrays; it can be mapped, or copied to a device in one
  * piece, and used as it is: every offset counts bytes from the start of the block, every array begins at a multiple of

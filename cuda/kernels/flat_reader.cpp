@@ -1,0 +1,100 @@
+#include "cuda/kernels/flat_reader.h"
+
+#include <bit>
+#include <cstring>
+
+#include "cuda/kernels/text.h"
+
+namespace kvcal::codec {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the block is read as it lies in memory");
+static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 80);
+
+/// An array that a layer names.
+struct Array {
+  const char* name;
+  std::uint64_t offset, bytes;
+};
+
+class Checker {
+ public:
+  Checker(std::span<const std::byte> block, const KvcalFlatHeader& header) : block_(block), header_(header) {}
+
+  [[nodiscard]] std::string problem() const {
+    if (!lies_within(header_.layers_offset, std::uint64_t{header_.layers} * header_.layer_bytes))
+      return outside("the layers", header_.layers_offset);
+    for (std::uint32_t i = 0; i < header_.layers; ++i) {
+      KvcalFlatLayer layer;
+      std::memcpy(&layer, block_.data() + header_.layers_offset + std::uint64_t{i} * header_.layer_bytes,
+                  sizeof(layer));
+      std::string found = problem_of(layer);
+      if (!found.empty()) return found;
+    }
+    return {};
+  }
+
+ private:
+  [[nodiscard]] std::string problem_of(const KvcalFlatLayer& layer) const {
+    constexpr std::uint32_t kMost = 1 << 20;
+    if (layer.kv_heads > kMost || layer.key_dim > kMost || layer.value_dim > kMost)
+      return text("layer ", layer.index, ": its sizes are out of range");
+    const std::uint64_t channels = std::uint64_t{layer.kv_heads} * layer.key_dim;
+    const std::uint64_t levels = std::uint64_t{1} << header_.bits;
+    const std::uint64_t thresholds = header_.outlier_fraction > 0 ? 4 * channels : 0;
+    for (const Array& array :
+         {Array{"key_affines", layer.key_affines, 4 * channels},
+          Array{"key_lower", layer.key_lower, thresholds}, Array{"key_upper", layer.key_upper, thresholds},
+          Array{"key_midpoints", layer.key_midpoints, 4 * (levels - 1)},
+          Array{"key_levels", layer.key_levels, 4 * levels},
+          Array{"value_midpoints", layer.value_midpoints, 4 * (levels - 1)},
+          Array{"value_levels", layer.value_levels, 4 * levels}}) {
+      // Without outliers the thresholds are not there.
+      const bool absent = array.bytes == 0 && array.offset == 0;
+      if (!absent && !lies_within(array.offset, array.bytes))
+        return outside(text("layer ", layer.index, ", ", array.name), array.offset);
+    }
+    return {};
+  }
+
+  [[nodiscard]] bool lies_within(std::uint64_t offset, std::uint64_t bytes) const {
+    return offset % KVCAL_FLAT_ALIGNMENT == 0 && offset >= header_.header_bytes && offset <= block_.size() &&
+           bytes <= block_.size() - offset;
+  }
+  [[nodiscard]] std::string outside(const std::string& what, std::uint64_t offset) const {
+    return text(what, " at ", offset, " does not lie in the block of ", block_.size(), " bytes");
+  }
+
+  std::span<const std::byte> block_;
+  const KvcalFlatHeader& header_;
+};
+
+}  // namespace
+
+std::uint64_t flat_checksum(std::span<const std::byte> bytes) {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  for (const std::byte byte : bytes) hash = (hash ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3U;
+  return hash;
+}
+
+std::string flat_problem(std::span<const std::byte> block) {
+  if (block.size() < sizeof(KvcalFlatHeader) ||
+      std::memcmp(block.data(), KVCAL_FLAT_MAGIC, sizeof(KvcalFlatHeader::magic)) != 0)
+    return text("is no flat codebook: it does not begin with ", KVCAL_FLAT_MAGIC);
+  const auto& header = *reinterpret_cast<const KvcalFlatHeader*>(block.data());
+  if (header.version != KVCAL_FLAT_VERSION) {
+    return text("is a flat codebook of version ", header.version, "; expected ", KVCAL_FLAT_VERSION,
+                ": export it again");
+  }
+  if (header.file_bytes != block.size())
+    return text("is not whole: ", block.size(), " of ", header.file_bytes, " bytes");
+  if (header.header_bytes < sizeof(KvcalFlatHeader) || header.header_bytes > block.size() ||
+      header.layer_bytes < sizeof(KvcalFlatLayer) || header.layer_bytes % 8 != 0 || header.bits < 2 ||
+      header.bits > 4)
+    return "has a header that contradicts itself";
+  if (flat_checksum(block.subspan(header.header_bytes)) != header.checksum)
+    return "was changed or damaged: its checksum does not match";
+  return Checker(block, header).problem();
+}
+
+}  // namespace kvcal::codec

@@ -1,0 +1,20 @@
+// cuda/kernels/flat_reader.h: whether a block of bytes is a flat codebook (flat_format.h), before anything of it is used.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "cuda/kernels/flat_format.h"
+
+namespace kvcal::codec {
+
+/// 64-bit FNV-1a.
+[[nodiscard]] std::uint64_t flat_checksum(std::span<const std::byte> bytes);
+
+/// What is wrong with a block, as the end of a sentence about it: magic, version, sizes, offsets, alignment, checksum.
+/// Empty: all that it names lies within it. block: aligned to 8 bytes.
+[[nodiscard]] std::string flat_problem(std::span<const std::byte> block);
+
+}  // namespace kvcal::codec
