@@ -126,6 +126,12 @@ void add_measures(CommandLine& line, ValidateArguments& arguments) {
          "as 1024,4096,16384")
       ->type_name("LIST")
       ->group(group);
+  app.add_flag("--kernels", options.kernels,
+               "Also each of the codebook's methods in an engine's pages (-paged), and written and read "
+               "there by the "
+               "CUDA kernels (-kernels): on the GPU, or where there is none lane by lane on the CPU, for "
+               "short runs")
+      ->group(group);
   app.add_flag(
          "--per-layer-kl", options.per_layer_kl,
          "Also the divergence that each layer's keys alone, and its values alone, cause: half a pass each")

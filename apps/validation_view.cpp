@@ -209,6 +209,7 @@ std::string passkey_text(const calib::ValidationReport& report) {
 // What else is done than the text.
 std::string more_text(const calib::ValidationPlan& plan) {
   std::string text;
+  if (!plan.kernels.empty()) text += concat("Kernels run ", plan.kernels, ".\n");
   if (plan.generate > 0) text += concat("Then decodes ", plan.generate, " tokens of the model's own.\n");
   if (plan.passkey.empty()) return text;
   text += "Then asks for passkeys in prompts of ";
@@ -288,6 +289,7 @@ Json report_json(const calib::ValidationReport& report, const ValidationLimits& 
                {"protocol", plan.protocol},
                {"bos", plan.bos},
                {"dtype", plan.dtype},
+               {"kernels", plan.kernels.empty() ? Json(nullptr) : Json(plan.kernels)},
                {"methods", std::move(methods)},
                {"warnings", report.warnings},
                {"seconds", number(report.seconds)},

@@ -31,7 +31,9 @@ struct ValidationOptions {
   bool parse_special = true;
   Protocol protocol = Protocol::kvcal;
   std::vector<std::string> methods;  ///< by their names; empty: those by default. fp is always among them
-  bool per_layer_kl = false;         ///< also what each tensor of each layer alone costs
+  /// Each of the codebook's methods also in paged records, written by the CPU codec and by the kernels.
+  bool kernels = false;
+  bool per_layer_kl = false;  ///< also what each tensor of each layer alone costs
   /// Tokens that the model writes after each window's beginning, which methods then decode; 0: none.
   std::int64_t generate = 0;
   std::vector<std::int64_t> passkey;  ///< lengths of prompts, in tokens, that ask for a number hidden in them
@@ -99,6 +101,7 @@ struct ValidationPlan {
   std::vector<std::int64_t> passkey;
   std::string protocol, bos, dtype;
   std::vector<std::string> methods;
+  std::string kernels;  ///< where those of methods run; empty: none does
   ResourceNeed need;
   /// Peak resident: the need, and the hidden states for which the limit leaves room.
   std::int64_t memory_bytes = 0;

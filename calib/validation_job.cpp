@@ -8,6 +8,7 @@
 #include "calib/text/validation_windows.h"
 #include "calib/validate/attention_shares.h"
 #include "calib/validate/continuation.h"
+#include "cuda/record_kernels.h"
 
 namespace kvcal::calib {
 namespace {
@@ -107,9 +108,43 @@ void make_passkeys(ValidationJob& job) {
   check_vocabulary(job.session, job.passkey->windows);
 }
 
+/// After each of the codebook's methods its form in pages, written by the CPU codec and by the kernels.
+std::vector<std::string> with_kernels(const std::vector<std::string>& names,
+                                      const formats::Codebook* codebook) {
+  if (codebook == nullptr)
+    throw base::WrongUsage("--kernels writes a codebook's pages; name it with --codebook");
+  const std::vector<std::string> served = served_methods(codebook);
+  std::vector<std::string> all;
+  bool any = false;
+  const auto add = [&](const std::string& name) {
+    if (std::ranges::find(all, name) == all.end() && std::ranges::find(names, name) == names.end())
+      all.push_back(name);
+  };
+  for (const std::string& name : names) {
+    all.push_back(name);
+    if (std::ranges::find(served, name + kKernelsSuffix) == served.end()) continue;
+    add(name + kPagedSuffix);
+    add(name + kKernelsSuffix);
+    any = true;
+  }
+  if (any) return all;
+  for (const std::string& name : names)  // says why the codebook has no pages, if that is the reason
+    if (std::ranges::find(served, name) != served.end() && name.starts_with("nuq"))
+      (void)make_method(name + kKernelsSuffix, codebook);
+  throw base::WrongUsage(
+      "--kernels writes pages of the codebook's own methods; name one of them in --methods");
+}
+
+std::string kernels_place() {
+  const std::string& problem = codec::kernels_device_problem();
+  if (problem.empty()) return "on the CUDA device";
+  return base::concat("lane by lane on the CPU, which is slow: ", problem);
+}
+
 void make_methods(ValidationJob& job) {
   std::vector<std::string> names = job.options.methods;
   if (names.empty()) names = default_methods(job.codebook.get());
+  if (job.options.kernels) names = with_kernels(names, job.codebook.get());
   job.methods.push_back({kFullPrecision, nullptr});
   std::set<std::string> seen;
   for (const std::string& name : names) {
@@ -272,6 +307,7 @@ ValidationPlan plan_validation(const ValidationJob& job, const std::vector<RunNe
                       windows.bos,
                       dtype_text(job.session.placement.dtype),
                       {},
+                      {},
                       needs.front().need,
                       0};
   for (const RunNeed& need : needs) {
@@ -281,7 +317,10 @@ ValidationPlan plan_validation(const ValidationJob& job, const std::vector<RunNe
     plan.need.seconds_low += need.need.seconds_low;
     plan.need.seconds_high += need.need.seconds_high;
   }
-  for (const NamedMethod& method : job.methods) plan.methods.push_back(method.name);
+  for (const NamedMethod& method : job.methods) {
+    plan.methods.push_back(method.name);
+    if (method.name.ends_with(kKernelsSuffix)) plan.kernels = kernels_place();
+  }
   return plan;
 }
 

@@ -9,6 +9,10 @@ namespace kvcal::calib {
 /// "fp": the cache as the model computes it, which every other method is compared with.
 inline constexpr const char* kFullPrecision = "fp";
 
+/// What a codebook's method is called in paged records: as the CPU codec writes them, and as the kernels do.
+inline constexpr const char* kPagedSuffix = "-paged";
+inline constexpr const char* kKernelsSuffix = "-kernels";
+
 struct MethodNames {
   std::string names;  ///< how a family's methods are spelt: "int2, int3, int4"
   std::string about;  ///< one line

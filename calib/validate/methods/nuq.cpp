@@ -1,9 +1,10 @@
 // The codebook's own datatypes: keys before RoPE by its thresholds, values by thresholds found in each token,
-// non-uniform levels, outliers kept apart, sinks in fp16 (docs/method.md).
+// non-uniform levels, outliers kept apart, sinks in fp16 (docs/method.md). By token, or in the pages of an engine's cache.
 #include <optional>
 
 #include "base/error.h"
 #include "calib/validate/methods/codec_storage.h"
+#include "calib/validate/methods/record_storage.h"
 #include "formats/datatype_choice.h"
 
 namespace kvcal::calib {
@@ -20,11 +21,15 @@ struct NuqName {
   double fraction = 0;
   bool qnorm = false;
   bool no_sinks = false;  // nothing is kept exact, and the statistics count the sinks: a step of the ablation
+  std::optional<RecordCoder> coder = std::nullopt;  // in paged records, and who writes and reads them
 };
 
 std::string name_of(const NuqName& name) {
   return formats::DatatypeChoice{name.bits, name.fraction, name.qnorm}.name() +
-         (name.no_sinks ? kNoSinks : "");
+         (name.no_sinks ? kNoSinks : "") +
+         (!name.coder                       ? ""
+          : *name.coder == RecordCoder::cpu ? kPagedSuffix
+                                            : kKernelsSuffix);
 }
 
 const std::vector<formats::OutlierSet>& sets_of(const formats::TensorCodebook& tensor, bool no_sinks) {
@@ -61,6 +66,31 @@ std::int64_t table_bytes(const codec::Datatype& datatype) {
   return std::int64_t{4} << datatype.bits;  // the levels in float32
 }
 
+RecordOptions record_options(const formats::CachedTensor& tensor, RecordCoder coder,
+                             const codec::Datatype& datatype, double fraction, std::int64_t sinks) {
+  return {coder,
+          datatype,
+          static_cast<std::size_t>(tensor.heads),
+          static_cast<std::size_t>(tensor.dim),
+          fraction,
+          static_cast<std::size_t>(sinks)};
+}
+
+/// Why paged records have no place for the codebook's tensors; "" where they have.
+std::string paged_problem(const formats::Codebook& codebook) {
+  codec::Datatype datatype;
+  datatype.bits = 4;  // any
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    for (const formats::TensorCodebook& tensor : layer.tensors) {
+      const std::string problem = record_problem(
+          record_options(tensor.tensor, RecordCoder::cpu, datatype, 0, codebook.calibration.sinks));
+      if (!problem.empty())
+        return base::concat("layer ", layer.index, ", ", tensor.tensor.name, ": ", problem);
+    }
+  }
+  return {};
+}
+
 class Nuq final : public CacheMethod {
  public:
   Nuq(const NuqName& name, const formats::Codebook& codebook) : name_(name), codebook_(codebook) {}
@@ -70,6 +100,7 @@ class Nuq final : public CacheMethod {
     const TensorFit fit = find(layer, tensor);
     const formats::CalibrationInfo& calibration = codebook_.calibration;
     const codec::Datatype datatype = codec_datatype(fit.datatype, name_.qnorm);
+    if (name_.coder) return record_storage(tensor, fit.outliers, datatype);
     const CodecOptions options{datatype, fisher::CachePoint::cached,
                                name_.no_sinks ? 0 : static_cast<std::size_t>(calibration.sinks),
                                table_bytes(datatype)};
@@ -81,6 +112,16 @@ class Nuq final : public CacheMethod {
   }
 
  private:
+  [[nodiscard]] std::unique_ptr<TensorStorage> record_storage(const formats::CachedTensor& tensor,
+                                                              const formats::OutlierSet& outliers,
+                                                              const codec::Datatype& datatype) const {
+    const RecordOptions options =
+        record_options(tensor, *name_.coder, datatype, outliers.fraction, codebook_.calibration.sinks);
+    if (tensor.thresholds == formats::ThresholdScope::channel)
+      return key_record_storage(options, outliers.lower, outliers.upper);
+    return value_record_storage(options);
+  }
+
   [[nodiscard]] TensorFit find(int layer, const formats::CachedTensor& tensor) const {
     const auto missing = [&](const std::string& what) {
       throw base::InvalidInput(base::concat(name_of(name_), ": the codebook holds no ", what, " for layer ",
@@ -103,11 +144,20 @@ class Nuq final : public CacheMethod {
 std::vector<std::string> served(const formats::Codebook* codebook) {
   std::vector<std::string> names;
   if (codebook == nullptr) return names;
+  const bool paged = paged_problem(*codebook).empty();
   for (NuqName name : held(*codebook)) {
     names.push_back(name_of(name));
     if (name.no_sinks) continue;
-    name.qnorm = true;
-    names.push_back(name_of(name));
+    for (const bool qnorm : {false, true}) {
+      name.qnorm = qnorm;
+      name.coder.reset();
+      if (qnorm) names.push_back(name_of(name));
+      if (!paged) continue;
+      for (const RecordCoder coder : {RecordCoder::cpu, RecordCoder::kernels}) {
+        name.coder = coder;
+        names.push_back(name_of(name));
+      }
+    }
   }
   return names;
 }
@@ -120,14 +170,27 @@ std::vector<std::string> by_default(const formats::Codebook* codebook) {
   return names;
 }
 
-// "nuq3-1%-qn"; nothing where the text is no such name.
+/// Takes `suffix` from the end of a name, where it has it.
+bool take_suffix(std::string_view& text, std::string_view suffix) {
+  if (!text.ends_with(suffix)) return false;
+  text.remove_suffix(suffix.size());
+  return true;
+}
+
+// "nuq3-1%-qn-paged"; nothing where the text is no such name.
 std::optional<NuqName> parse(std::string_view text) {
   if (!text.starts_with("nuq") || text.size() < 4) return std::nullopt;
-  NuqName name{text[3] - '0', 0, text.ends_with(kQnorm), text.ends_with(kNoSinks)};
+  NuqName name;
+  name.bits = text[3] - '0';
   if (name.bits < 1 || name.bits > 9) return std::nullopt;
   text.remove_prefix(4);
-  if (name.qnorm) text.remove_suffix(std::string_view(kQnorm).size());
-  if (name.no_sinks) text.remove_suffix(std::string_view(kNoSinks).size());
+  if (take_suffix(text, kPagedSuffix))
+    name.coder = RecordCoder::cpu;
+  else if (take_suffix(text, kKernelsSuffix))
+    name.coder = RecordCoder::kernels;
+  else
+    name.no_sinks = take_suffix(text, kNoSinks);
+  if (!name.no_sinks) name.qnorm = take_suffix(text, kQnorm);
   if (text.empty()) return name;
   if (!text.starts_with('-') || !text.ends_with('%')) return std::nullopt;
   const std::string number(text.substr(1, text.size() - 2));
@@ -146,7 +209,10 @@ std::unique_ptr<CacheMethod> make(std::string_view text, const formats::Codebook
     const bool same =
         one.bits == name->bits && one.no_sinks == name->no_sinks &&
         formats::outlier_group_name(one.fraction) == formats::outlier_group_name(name->fraction);
-    if (same) return std::make_unique<Nuq>(*name, *codebook);
+    if (!same) continue;
+    const std::string problem = name->coder ? paged_problem(*codebook) : "";
+    if (!problem.empty()) throw base::InvalidInput(base::concat(text, ": ", problem));
+    return std::make_unique<Nuq>(*name, *codebook);
   }
   throw base::InvalidInput(base::concat(
       text, ": the codebook cannot serve it; it has ", list(served(codebook)),
@@ -156,8 +222,9 @@ std::unique_ptr<CacheMethod> make(std::string_view text, const formats::Codebook
 }  // namespace
 
 MethodFamily nuq_methods() {
-  return {{"nuqB, nuqB-P%, each with -qn or -nosink",
-           "the codebook's datatypes of B bits, P % outliers kept apart, Q-Norm, without exact sinks"},
+  return {{"nuqB, nuqB-P%, each with -qn, -nosink, -paged or -kernels",
+           "the codebook's datatypes of B bits, P % outliers kept apart, Q-Norm, without exact sinks, in an "
+           "engine's pages"},
           make,
           served,
           by_default};
