@@ -88,8 +88,11 @@ formats::ExportReport merge(const ExportOptions& options, const formats::ExportT
     throw base::WrongUsage(
         base::concat("--format ", target.name, " cannot be merged with --into; ", known, " can"));
   }
-  if (!options.out.empty() || !options.model.empty() || options.copy)
-    throw base::WrongUsage("--into changes a checkpoint in place; leave out --out, --model and --copy");
+  if (!options.out.empty() || !options.model.empty() || options.copy || options.force)
+    throw base::WrongUsage(
+        "--into changes a checkpoint in place, of which shapes alone are compared; leave out --out, --model, "
+        "--copy and "
+        "--force");
   return formats::merge_scales(codebook, scale_choice(options, target), options.into, target.name);
 }
 

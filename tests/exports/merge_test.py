@@ -332,7 +332,7 @@ def test_wrong_usage(codebook, tmp_path):
     refused(codebook, folder, "--per tensor", code=2, scope="channel")
     refused(codebook, folder, "compressed-tensors, modelopt", code=2, form="safetensors")
     refused(codebook, folder, "--format compressed-tensors", form="modelopt")
-    for more in (("--out", tmp_path / "out"), ("--model", MODEL), ("--copy",)):
+    for more in (("--out", tmp_path / "out"), ("--model", MODEL), ("--copy",), ("--force",)):
         result = merge(codebook, folder, *more)
         assert result.returncode == 2 and "--into" in result.stderr
     assert files_of(folder) == old and not (tmp_path / "out").exists()
