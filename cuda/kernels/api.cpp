@@ -128,6 +128,11 @@ Checked check_cache(const KvcalCodebook* codebook, std::uint32_t layer, const Kv
   return {};
 }
 
+Checked check_aligned(const std::int32_t* numbers, const char* what) {
+  if (is_aligned(numbers, alignof(std::int32_t))) return {};
+  return invalid(text(what, " is not aligned to 4 bytes"));
+}
+
 Checked check_table(const KvcalTable* table) {
   if (table == nullptr) return invalid("table is null");
   if (table->sequences > INT32_MAX || table->max_pages > INT32_MAX)
@@ -135,7 +140,8 @@ Checked check_table(const KvcalTable* table) {
                         " pages; each is at most 2147483647"));
   if (table->pages == nullptr && table->sequences > 0 && table->max_pages > 0)
     return invalid("table.pages is null");
-  return {};
+  if (Checked failure = check_aligned(table->pages, "table.pages")) return failure;
+  return check_aligned(table->sink_slots, "table.sink_slots");
 }
 
 /// A warp's work is a page, or a tile, of a head.
@@ -238,8 +244,9 @@ Checked find_refused(const DequantiseArguments& a) {
           KVCAL_INVALID_DATA,
           text("sequence ", i / a.pages, ": page ", a.first_page + i % a.pages,
                " of its table is none of the cache's ", a.cache.pages, ", or lies beyond max_pages ",
-               a.table.max_pages, ", or there is no room for it in ", keys ? "keys" : "values",
-               ", or the sequence has none of the ", a.cache.sink_slots, " sink slots")};
+               a.table.max_pages, ", or there is no room for it in keys or values, or the length is ",
+               a.lengths[i / a.pages], ", or the sequence has none of the ", a.cache.sink_slots,
+               " sink slots")};
     }
   }
   return {};
@@ -247,7 +254,8 @@ Checked find_refused(const DequantiseArguments& a) {
 
 Checked cuda_failure(std::string what) {
   if (what.empty()) return {};
-  return Failure{KVCAL_CUDA_ERROR, std::move(what)};
+  const bool memory = what.find("cudaErrorMemoryAllocation") != std::string::npos;
+  return Failure{memory ? KVCAL_OUT_OF_MEMORY : KVCAL_CUDA_ERROR, std::move(what)};
 }
 
 }  // namespace
@@ -336,6 +344,8 @@ KvcalStatus kvcal_append(const KvcalCodebook* codebook, uint32_t layer, const Kv
     if (tokens == nullptr) return invalid("tokens is null");
     if (table->sequences > 0 && (tokens->starts == nullptr || tokens->lengths == nullptr))
       return invalid("tokens.starts or tokens.lengths is null");
+    if (Checked failure = check_aligned(tokens->starts, "tokens.starts")) return failure;
+    if (Checked failure = check_aligned(tokens->lengths, "tokens.lengths")) return failure;
     if (tokens->rows < 0 || tokens->rows > INT32_MAX)
       return invalid(text("tokens.rows is ", tokens->rows, "; at least 0, at most 2147483647"));
     if (tokens->max_new_tokens > static_cast<std::uint64_t>(tokens->rows))
@@ -378,6 +388,8 @@ KvcalStatus kvcal_dequantise(const KvcalCodebook* codebook, uint32_t layer, cons
       return invalid(text("range: pages ", range->first_page, " to ",
                           std::uint64_t{range->first_page} + range->pages, " of ", table->max_pages));
     }
+    if (Checked failure = check_aligned(range->lengths, "range.lengths")) return failure;
+    if (Checked failure = check_aligned(range->targets, "range.targets")) return failure;
     if (keys == nullptr && values == nullptr) return invalid("keys and values are null");
     DequantiseArguments a;
     a.layer = codebook->view(layer);
@@ -391,6 +403,9 @@ KvcalStatus kvcal_dequantise(const KvcalCodebook* codebook, uint32_t layer, cons
     a.pages = range->pages;
     if (keys != nullptr) a.keys = view_of(*keys);
     if (values != nullptr) a.values = view_of(*values);
+    // What finds no room in one is left out of both, and counted once.
+    if (keys != nullptr && values != nullptr)
+      a.keys.pages = a.values.pages = std::min(keys->pages, values->pages);
     const std::uint64_t tiles = std::uint64_t{a.pages} * (a.cache.layout.page_tokens / kTileTokens);
     if (Checked failure = check_tasks(a.table.sequences, tiles, a.layer.kv_heads)) return failure;
     if (codebook->device() == KVCAL_DEVICE_CUDA) return cuda_failure(dequantise_on_device(a, stream));

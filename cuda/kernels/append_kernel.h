@@ -2,8 +2,10 @@
 //
 // One warp writes the new tokens of one page of one sequence for one kv head: keys or values. So a decode step of one
 // token is a batch x kv_heads of warps, and a prompt as many for each of its pages. Tokens are taken in order; what the
-// page held before them stays, what it held behind their first is forgotten: a sequence may be cut back and go on.
-// A page may hold anything before its first token comes; from then on all of its record is defined.
+// page held before them stays, what it held behind their first is forgotten: a sequence may be cut back and go on. (An
+// outlier that a forgotten token had driven out of full slots does not come back.) A page may hold anything before its
+// first token comes; from then on its record is defined, but for keys or values that were never brought and for the
+// bytes behind its last part.
 //
 // Launch: any grid of whole warps; warp i does task i of page_task(), pages = most_pages(). No memory is shared between
 // warps; each has a scratch of its own (AppendScratch).
@@ -146,58 +148,60 @@ KVCAL_WARP_BODY void append_keys(Warp& warp, const AppendArguments& a, std::uint
   tell(warp, a.cache.counters, met, true);
 }
 
-/// The number at `place` among a row's sorted numbers, and the one after it: from the smallest up.
-/// keys: the numbers in the order of unsigned ones, each taken out once it was the smallest.
-template <typename Warp, unsigned kCount>
-KVCAL_WARP_BODY void take_smallest(Warp& warp, typename Warp::template PerLane<LaneKeys<kCount>>& keys,
-                                   unsigned count, std::uint32_t& last, std::uint32_t& before) {
-  for (unsigned pick = 0; pick < count; ++pick) {
-    typename Warp::template PerLane<std::uint32_t> least;
-    warp.each([&](unsigned lane) {
-      std::uint32_t smallest = keys[lane].key[0];
+/// A lane's numbers in the order of unsigned ones, ascending: Batcher's odd-even merge sort.
+template <unsigned kCount>
+KVCAL_HOST_DEVICE LaneKeys<kCount> sorted_keys(const LaneNumbers<kCount>& x) {
+  LaneKeys<kCount> keys;
+  KVCAL_UNROLL
+  for (unsigned i = 0; i < kCount; ++i) keys.key[i] = ordered_bits(x.x[i]);
+  KVCAL_UNROLL
+  for (unsigned p = 1; p < kCount; p *= 2) {
+    KVCAL_UNROLL
+    for (unsigned k = p; k >= 1; k /= 2) {
       KVCAL_UNROLL
-      for (unsigned i = 1; i < kCount; ++i)
-        smallest = keys[lane].key[i] < smallest ? keys[lane].key[i] : smallest;
-      least[lane] = smallest;
-    });
-    before = last;
-    last = warp.reduce_min(least);
-    typename Warp::template PerLane<bool> has;
-    warp.each([&](unsigned lane) { has[lane] = least[lane] == last; });
-    const unsigned owner = lowest_bit(warp.ballot(has));
-    warp.each([&](unsigned lane) {
-      bool taken = lane != owner;
-      KVCAL_UNROLL
-      for (unsigned i = 0; i < kCount; ++i) {
-        if (!taken && keys[lane].key[i] == last) {
-          keys[lane].key[i] = 0xffffffffU;
-          taken = true;
-        }
+      for (unsigned i = 0; i + k < kCount; ++i) {
+        if (i < k % p || (i - k % p) / k % 2 != 0 || i / (2 * p) != (i + k) / (2 * p)) continue;
+        const std::uint32_t low = keys.key[i], high = keys.key[i + k];
+        keys.key[i] = low < high ? low : high;
+        keys.key[i + k] = low < high ? high : low;
       }
-    });
+    }
   }
+  return keys;
 }
 
-/// The quantile at `place` from the smallest up, or with `from_top` the one at `place` of kCount * 32 numbers.
-template <typename Warp, unsigned kCount>
-KVCAL_WARP_BODY float find_threshold(Warp& warp,
-                                     const typename Warp::template PerLane<LaneNumbers<kCount>>& x,
-                                     const QuantilePlace& place, bool from_top) {
-  constexpr unsigned kNumbers = kCount * kLanes;
-  typename Warp::template PerLane<LaneKeys<kCount>> keys;
-  const std::uint32_t flip = from_top ? 0xffffffffU : 0U;
-  warp.each([&](unsigned lane) {
-    KVCAL_UNROLL
-    for (unsigned i = 0; i < kCount; ++i) keys[lane].key[i] = ordered_bits(x[lane].x[i]) ^ flip;
-  });
+/// The last and the last but one of the numbers that were taken.
+struct Taken {
   std::uint32_t last = 0, before = 0;
-  // From the top the one below is taken last: it is the further one.
-  const unsigned count = from_top ? kNumbers - place.below : place.below + (place.fraction > 0 ? 2 : 1);
-  take_smallest<Warp, kCount>(warp, keys, count, last, before);
-  const float further = from_ordered_bits(last ^ flip);
-  if (place.fraction <= 0) return further;
-  const float nearer = from_ordered_bits(before ^ flip);
-  return from_top ? between(further, nearer, place.fraction) : between(nearer, further, place.fraction);
+};
+
+/// Takes the smallest of all lanes' numbers, count times; or with kLargest the largest. keys: sorted_keys(), used up.
+template <typename Warp, unsigned kCount, bool kLargest>
+KVCAL_WARP_BODY Taken take_extremes(Warp& warp, typename Warp::template PerLane<LaneKeys<kCount>>& keys,
+                                    unsigned count) {
+  Taken taken;
+  for (unsigned pick = 0; pick < count; ++pick) {
+    typename Warp::template PerLane<std::uint32_t> own;
+    typename Warp::template PerLane<bool> has;
+    warp.each([&](unsigned lane) { own[lane] = keys[lane].key[kLargest ? kCount - 1 : 0]; });
+    taken.before = taken.last;
+    taken.last = kLargest ? warp.reduce_max(own) : warp.reduce_min(own);
+    warp.each([&](unsigned lane) { has[lane] = own[lane] == taken.last; });
+    const unsigned owner = lowest_bit(warp.ballot(has));
+    warp.each([&](unsigned lane) {
+      if (lane != owner) return;
+      KVCAL_UNROLL
+      for (unsigned i = 1; i < kCount; ++i) {
+        if constexpr (kLargest) {
+          keys[lane].key[kCount - i] = keys[lane].key[kCount - i - 1];
+        } else {
+          keys[lane].key[i - 1] = keys[lane].key[i];
+        }
+      }
+      keys[lane].key[kLargest ? 0 : kCount - 1] = kLargest ? 0U : 0xffffffffU;
+    });
+  }
+  return taken;
 }
 
 /// A value's range, as it is stored, and its thresholds.
@@ -209,8 +213,17 @@ struct ValueRange {
 template <typename Warp, unsigned kCount>
 KVCAL_WARP_BODY ValueRange find_range(Warp& warp, const LayerView& layer,
                                       const typename RowReader<Warp, kCount>::Row& x) {
-  const float lower = find_threshold<Warp, kCount>(warp, x, layer.value_low, false);
-  const float upper = find_threshold<Warp, kCount>(warp, x, layer.value_high, true);
+  typename Warp::template PerLane<LaneKeys<kCount>> smallest, largest;
+  warp.each([&](unsigned lane) { smallest[lane] = largest[lane] = sorted_keys(x[lane]); });
+  const QuantilePlace &low = layer.value_low, &high = layer.value_high;
+  // From either end the threshold's further neighbour is taken last.
+  const Taken least =
+      take_extremes<Warp, kCount, false>(warp, smallest, low.below + (low.fraction > 0 ? 2 : 1));
+  const Taken most = take_extremes<Warp, kCount, true>(warp, largest, kCount * kLanes - high.below);
+  const float lower =
+      low.fraction > 0 ? between(from_ordered_bits(least.before), from_ordered_bits(least.last), low.fraction)
+                       : from_ordered_bits(least.last);
+  const float upper = between(from_ordered_bits(most.last), from_ordered_bits(most.before), high.fraction);
   return {lower, upper, affine_of(lower, upper)};
 }
 

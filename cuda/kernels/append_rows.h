@@ -22,9 +22,9 @@ struct AppendArguments {
   NumbersView keys, values;               ///< data null: not brought
 };
 
-/// The pages that the new tokens of a sequence may touch.
+/// The pages that the new tokens of a sequence may touch; at least one, so that every sequence is looked at.
 KVCAL_HOST_DEVICE std::uint32_t most_pages(std::uint32_t max_new_tokens, std::uint32_t page_tokens) {
-  return max_new_tokens == 0 ? 0 : (max_new_tokens + page_tokens - 2) / page_tokens + 1;
+  return (max_new_tokens + page_tokens - 2) / page_tokens + 1;
 }
 
 KVCAL_HOST_DEVICE std::uint64_t task_count(const AppendArguments& a) {

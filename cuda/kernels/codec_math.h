@@ -1,7 +1,7 @@
 // cuda/kernels/codec_math.h: the arithmetic of quantising, written once for host and device: both give the same bits.
 //
 // All of it is float32, each operation rounded to nearest by itself (rn), never fused: on the device by the
-// _rn intrinsics, on the host because kvcal::codec compiles what includes it with -ffp-contract=off. Do not
+// _rn intrinsics, on the host because kvcal::kernels compiles what includes it with -ffp-contract=off. Do not
 // compile it with -ffast-math or --use_fast_math. fp16 values are bit patterns in std::uint16_t, converted
 // by cuda/kernels/float16.h, which is constexpr: the device compiles it, too, with nvcc's --expt-relaxed-constexpr.
 //
@@ -21,7 +21,6 @@ namespace kvcal::codec {
 inline constexpr int kMaxCentroids = 16;
 
 /// A datatype as quantising uses it, flat so that a kernel takes it by value.
-/// Made by make_datatype() of vector_codec.h.
 struct Datatype {
   int bits = 0;                          ///< 2, 3 or 4
   float midpoints[kMaxCentroids - 1]{};  ///< [2^bits - 1], ascending: rn(rn(centroid + next centroid) / 2)

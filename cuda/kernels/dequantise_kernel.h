@@ -72,7 +72,10 @@ KVCAL_HOST_DEVICE TileTask find_tile(const DequantiseArguments& a, std::uint32_t
   const PagesView& to = keys ? a.keys : a.values;
   const std::int64_t length = a.lengths[part.sequence];
   const std::int64_t first = (std::int64_t{a.first_page} + page) * a.cache.layout.page_tokens;  // of the page
-  if (length <= first) return task;  // the sequence ends before the page; a length below 0, too
+  if (length <= first) {  // the sequence ends before the page
+    task.refused = length < 0 && page == 0;
+    return task;
+  }
   const std::int64_t target =
       a.targets != nullptr ? std::int64_t{a.targets[entry]} : static_cast<std::int64_t>(entry);
   const PageTask place{part.sequence, a.first_page + page, part.head};

@@ -11,7 +11,8 @@
  * `stream`, and what is wrong with numbers that only the device sees (a page out of range, lengths that disagree) is left
  * out and counted: kvcal_counters() tells. With KVCAL_DEVICE_CPU all pointers are to host memory, the same source runs
  * lane by lane on the CPU, slowly, before the call returns, and such a thing is its status, too.
- * A value's thresholds are always found for each kv head, whatever the codebook was made with.
+ * A value's thresholds are always found for each kv head, whatever the codebook was made with: calibrate with
+ * --value-scope head.
  * A codebook may be used by several threads at once; a page by one call at a time.
  */
 #ifndef KVCAL_CUDA_H
@@ -34,7 +35,14 @@ extern "C" {
 
 #define KVCAL_CUDA_VERSION 1
 
-typedef enum KvcalStatus {
+/* Of 32 bits; said to C++, where a number that is no enumerator would be undefined else, not refused. */
+#ifdef __cplusplus
+#define KVCAL_32_BITS : int32_t
+#else
+#define KVCAL_32_BITS
+#endif
+
+typedef enum KvcalStatus KVCAL_32_BITS {
   KVCAL_OK = 0,
   KVCAL_INVALID_ARGUMENT = 1, /* a null pointer, a number out of range, a type or layout that does not fit */
   KVCAL_INVALID_CODEBOOK =
@@ -45,9 +53,9 @@ typedef enum KvcalStatus {
   KVCAL_OUT_OF_MEMORY = 6
 } KvcalStatus;
 
-typedef enum KvcalDevice { KVCAL_DEVICE_CPU = 0, KVCAL_DEVICE_CUDA = 1 } KvcalDevice;
+typedef enum KvcalDevice KVCAL_32_BITS { KVCAL_DEVICE_CPU = 0, KVCAL_DEVICE_CUDA = 1 } KvcalDevice;
 
-typedef enum KvcalType { KVCAL_FLOAT16 = 0, KVCAL_BFLOAT16 = 1, KVCAL_FLOAT32 = 2 } KvcalType;
+typedef enum KvcalType KVCAL_32_BITS { KVCAL_FLOAT16 = 0, KVCAL_BFLOAT16 = 1, KVCAL_FLOAT32 = 2 } KvcalType;
 
 /* Opaque; on a CUDA device it holds its tables there. */
 typedef struct KvcalCodebook KvcalCodebook;
@@ -72,6 +80,7 @@ typedef struct KvcalCache {
   void*
       records; /* [device] [pages][kv_heads][layout.record_bytes], any contents; aligned to 128, on the CPU to 16 */
   uint64_t pages;
+  /* Sinks are no part of the pages: who shares or moves a sequence's first page does the same with its slot. */
   void* key_sinks; /* [device] fp16 [sink_slots][kv_heads][sinks][key_dim], before RoPE; null without sinks */
   void* value_sinks; /* [device] fp16 [sink_slots][kv_heads][sinks][value_dim] */
   uint64_t sink_slots;
@@ -99,7 +108,7 @@ typedef struct KvcalNewTokens {
   int64_t rows;
   const int32_t* starts;   /* [device] [sequences + 1] */
   const int32_t* lengths;  /* [device] [sequences] */
-  uint32_t max_new_tokens; /* no sequence brings more: 1 when decoding */
+  uint32_t max_new_tokens; /* no sequence brings more: 1 when decoding; at most rows */
   KvcalRows keys, values;  /* data null: these are not brought; not both */
 } KvcalNewTokens;
 
@@ -112,7 +121,7 @@ typedef struct KvcalPages {
   int64_t page_stride, token_stride, head_stride; /* in numbers; multiples of 8 */
 } KvcalPages;
 
-/* What is read back: pages first_page to first_page + pages of each sequence, as far as it reaches. */
+/* What is read back: pages first_page to first_page + pages of each sequence, as far as it reaches; at most max_pages. */
 typedef struct KvcalRange {
   uint32_t first_page, pages;
   const int32_t* lengths; /* [device] [sequences]: tokens of each */
@@ -145,16 +154,20 @@ KVCAL_API KvcalStatus kvcal_record_layout(const KvcalCodebook* codebook, uint32_
                                           uint32_t key_slots, uint32_t value_slots,
                                           KvcalRecordLayout* layout);
 
-/* stream: a cudaStream_t; null is the default stream, and all that KVCAL_DEVICE_CPU takes. */
+/* New tokens go behind lengths[i]; what a page held from there on is forgotten, so that a sequence may be cut back. What a
+ * page holds before its row 0 comes does not matter. stream: a cudaStream_t; null is the default stream, and all that
+ * KVCAL_DEVICE_CPU takes. */
 KVCAL_API KvcalStatus kvcal_append(const KvcalCodebook* codebook, uint32_t layer, const KvcalCache* cache,
                                    const KvcalTable* table, const KvcalNewTokens* tokens, void* stream);
 
-/* keys, values: null: these are not read; not both. */
+/* keys, values: null: these are not read; not both. Rows behind a sequence's end are written as 0 in the pages that it
+ * begins, other pages are left alone. What finds no room in one of keys and values is left out of both. */
 KVCAL_API KvcalStatus kvcal_dequantise(const KvcalCodebook* codebook, uint32_t layer, const KvcalCache* cache,
                                        const KvcalTable* table, const KvcalRange* range,
                                        const KvcalPages* keys, const KvcalPages* values, void* stream);
 
-/* The counters as they are once the work on `stream` is done; KVCAL_INVALID_DATA where something was refused. */
+/* The counters as they are once the work on `stream` is done, for which it waits (not while a graph is captured). They are
+ * filled in where the status is KVCAL_INVALID_DATA, too: something was refused since the engine set them to 0. */
 KVCAL_API KvcalStatus kvcal_counters(const KvcalCodebook* codebook, const KvcalCache* cache, void* stream,
                                      KvcalCounters* counters);
 

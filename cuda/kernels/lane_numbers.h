@@ -33,20 +33,35 @@ struct alignas(kBytes) Chunk {
   std::uint32_t word[kBytes / 4];
 };
 
+#ifdef __CUDA_ARCH__
+// As the built-in types, which nvcc moves at once.
+__device__ __forceinline__ void move_chunk(const void* from, Chunk<16>& to) {
+  const uint4 x = *static_cast<const uint4*>(from);
+  to = {{x.x, x.y, x.z, x.w}};
+}
+__device__ __forceinline__ void move_chunk(const void* from, Chunk<8>& to) {
+  const uint2 x = *static_cast<const uint2*>(from);
+  to = {{x.x, x.y}};
+}
+__device__ __forceinline__ void move_chunk(const void* from, Chunk<4>& to) {
+  to.word[0] = *static_cast<const std::uint32_t*>(from);
+}
+__device__ __forceinline__ void move_chunk(const Chunk<16>& from, void* to) {
+  *static_cast<uint4*>(to) = make_uint4(from.word[0], from.word[1], from.word[2], from.word[3]);
+}
+__device__ __forceinline__ void move_chunk(const Chunk<8>& from, void* to) {
+  *static_cast<uint2*>(to) = make_uint2(from.word[0], from.word[1]);
+}
+__device__ __forceinline__ void move_chunk(const Chunk<4>& from, void* to) {
+  *static_cast<std::uint32_t*>(to) = from.word[0];
+}
+#endif
+
 template <unsigned kBytes>
 KVCAL_HOST_DEVICE Chunk<kBytes> load_chunk(const void* from) {
   Chunk<kBytes> chunk;
 #ifdef __CUDA_ARCH__
-  // As the built-in types, which nvcc moves at once.
-  if constexpr (kBytes == 16) {
-    const uint4 x = *static_cast<const uint4*>(from);
-    chunk = {{x.x, x.y, x.z, x.w}};
-  } else if constexpr (kBytes == 8) {
-    const uint2 x = *static_cast<const uint2*>(from);
-    chunk = {{x.x, x.y}};
-  } else {
-    chunk = *static_cast<const Chunk<kBytes>*>(from);
-  }
+  move_chunk(from, chunk);
 #else
   std::memcpy(&chunk, from, kBytes);
 #endif
@@ -55,13 +70,7 @@ KVCAL_HOST_DEVICE Chunk<kBytes> load_chunk(const void* from) {
 template <unsigned kBytes>
 KVCAL_HOST_DEVICE void store_chunk(const Chunk<kBytes>& chunk, void* to) {
 #ifdef __CUDA_ARCH__
-  if constexpr (kBytes == 16) {
-    *static_cast<uint4*>(to) = make_uint4(chunk.word[0], chunk.word[1], chunk.word[2], chunk.word[3]);
-  } else if constexpr (kBytes == 8) {
-    *static_cast<uint2*>(to) = make_uint2(chunk.word[0], chunk.word[1]);
-  } else {
-    *static_cast<Chunk<kBytes>*>(to) = chunk;
-  }
+  move_chunk(chunk, to);
 #else
   std::memcpy(to, &chunk, kBytes);
 #endif

@@ -1,5 +1,8 @@
+#include <omp.h>
+
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "cuda/kernels/launch.h"
 #include "cuda/kernels/warp_lockstep.h"
@@ -14,12 +17,13 @@ constexpr std::int64_t kTasksWorthThreads = 64;
 template <typename Scratch, typename Body>
 void for_tasks(std::uint64_t tasks, bool reversed, const Body& body) {
   const auto count = static_cast<std::int64_t>(tasks);
-#pragma omp parallel if (count >= kTasksWorthThreads)
-  {
+  const int threads = count >= kTasksWorthThreads ? omp_get_max_threads() : 1;
+  std::vector<std::unique_ptr<Scratch>> scratches;  // made here: nothing may throw among the threads
+  for (int i = 0; i < threads; ++i) scratches.push_back(std::make_unique<Scratch>());
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+  for (std::int64_t i = 0; i < count; ++i) {
     LockstepWarp warp(reversed);
-    const auto scratch = std::make_unique<Scratch>();
-#pragma omp for schedule(dynamic, 4)
-    for (std::int64_t i = 0; i < count; ++i) body(warp, static_cast<std::uint32_t>(i), *scratch);
+    body(warp, static_cast<std::uint32_t>(i), *scratches[static_cast<std::size_t>(omp_get_thread_num())]);
   }
 }
 

@@ -2,8 +2,8 @@
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  message(FATAL_ERROR "KVCAL_CUDA is on, but there is no nvcc: put CUDA 12.4 or later on PATH, or run "
-                      "./setup.sh --cuda --build cuda, which takes nvcc from PyPI.")
+  message(FATAL_ERROR "KVCAL_CUDA is on, but there is no nvcc: put CUDA 12.4 or later on PATH, or take "
+                      "nvcc from PyPI (kvcal's ./setup.sh --cuda --build cuda does).")
 endif()
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80 90)

@@ -12,8 +12,9 @@
  *   value_outliers  value_dim / 16 * value_slots * 4     slots of each strip of 16 channels, over the whole page
  *   record_bytes                                         the end, rounded up to 128; the bytes between are not written
  *
- * A number reads as level(code) * scale + zero, rounded to fp16, plus its delta if it has one, rounded to fp16. Keys'
- * scales and zeros are the layer's, by channel (flat_format.h). A slot whose delta is 0 is empty; all of its bits are.
+ * A number reads as level(code) * scale + zero, both rounded to float32 and never fused (codec_math.h), then to fp16, at
+ * most +-65504; plus its delta if it has one, rounded and limited the same. Keys' scales and zeros are the layer's, by
+ * channel (flat_format.h). A slot whose delta is 0 is empty; all of its bits are.
  * A page's first tokens may be sinks, which are kept elsewhere in fp16: their codes and scales here are 0.
  *
  * Codes lie so that a warp's load of a tile is the A operand of mma.m16n8k16 for the attention that reads it. A tile is

@@ -163,7 +163,7 @@ struct QuantilePlace {
   double fraction = 0;
 };
 
-/// As quantile() of vector_codec.h. n >= 1, 0 <= q <= 1.
+/// Of linear interpolation. n >= 1, 0 <= q <= 1.
 inline QuantilePlace quantile_place(double q, unsigned n) {
   const double position = q * (n - 1);
   unsigned below = static_cast<unsigned>(position);

@@ -17,7 +17,8 @@ unsigned outliers_of(const QuantilePlace& low, const QuantilePlace& high, unsign
 }
 
 std::uint32_t slots_for(double mean, unsigned group) {
-  const auto groups = static_cast<std::uint32_t>(std::ceil((mean + std::sqrt(mean)) / group));
+  const double slots = std::min(mean + std::sqrt(mean), double{KVCAL_MOST_SLOTS});
+  const auto groups = static_cast<std::uint32_t>(std::ceil(slots / group));
   return std::min<std::uint32_t>(groups * group, KVCAL_MOST_SLOTS);
 }
 

@@ -16,7 +16,8 @@
 // What both offer, beside each() and sync(), for PerLane<std::uint32_t> (and bool in ballot):
 //   ballot(flags)            bit l: whether lane l's flag is set
 //   broadcast(x, lane)       lane's x, 0 <= lane < 32; any type of 4 bytes
-//   reduce_min, reduce_add   over all lanes
+//   reduce_min, reduce_max, reduce_add   over all lanes
+//   count(counter, more)     adds to a counter in memory, once; `more` is the same in all lanes
 #pragma once
 
 #include <bit>

@@ -1,4 +1,5 @@
-// cuda/kernels/warp_device.h: the warp of warp.h on a GPU (sm_80 or later): this thread is one of its lanes. All 32 run.
+// cuda/kernels/warp_device.h: the warp of warp.h on a GPU (sm_80 or later): this thread is one of its lanes. All 32 run; blocks are
+// whole warps.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,9 @@ class DeviceWarp {
   }
   __device__ __forceinline__ std::uint32_t reduce_min(const PerLane<std::uint32_t>& x) const {
     return __reduce_min_sync(kAll, x.value);
+  }
+  __device__ __forceinline__ std::uint32_t reduce_max(const PerLane<std::uint32_t>& x) const {
+    return __reduce_max_sync(kAll, x.value);
   }
   __device__ __forceinline__ std::uint32_t reduce_add(const PerLane<std::uint32_t>& x) const {
     return __reduce_add_sync(kAll, x.value);

@@ -46,6 +46,9 @@ class LockstepWarp {
   [[nodiscard]] std::uint32_t reduce_min(const PerLane<std::uint32_t>& x) const {
     return *std::ranges::min_element(x.values);
   }
+  [[nodiscard]] std::uint32_t reduce_max(const PerLane<std::uint32_t>& x) const {
+    return *std::ranges::max_element(x.values);
+  }
   [[nodiscard]] std::uint32_t reduce_add(const PerLane<std::uint32_t>& x) const {
     return std::accumulate(x.values.begin(), x.values.end(), std::uint32_t{0});
   }
