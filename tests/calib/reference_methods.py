@@ -1,6 +1,7 @@
 """What the methods of `kvcal validate` make of keys and values, in torch, from their definitions and papers, not from the C++.
 For validate_reference_test.py. x is one sequence of one layer, float32 [tokens, channels], channels = kv_heads x head_dim."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Callable
@@ -71,6 +72,18 @@ def by_channel(book, levels, rotated):
     return Method(rotated=rotated, key=key, value=by_token(levels).value)
 
 
+def stored_levels(group, bits, qnorm):
+    """The centroids that codes are chosen by, and what they are read back as (None: themselves)."""
+    stored = group[f"nuq{bits}/centroids"]
+    centroids = torch.from_numpy(stored[:])
+    return centroids, centroids * float(stored.attrs["qnorm_scale"]) + float(stored.attrs["qnorm_offset"]) if qnorm else None
+
+
+# In layer 0 a key hangs on its token alone, so a threshold often is the key of a frequent one, which is then inside: without
+# slack, of the channel's range, the last bit of a sum would put each of its occurrences outside.
+KEY_SLACK = 1e-5
+
+
 def from_codebook(book, bits, fraction, qnorm, no_sinks):
     """nuq: keys by channel with the file's thresholds, values by token (or token and kv head) with thresholds found here.
     no_sinks: from the statistics that count sinks, and none is kept exact."""
@@ -81,10 +94,7 @@ def from_codebook(book, bits, fraction, qnorm, no_sinks):
     by_head = (scope.decode() if isinstance(scope, bytes) else scope) == "head"
 
     def store(group, x, low, high, slack=0.0):
-        stored = group[f"nuq{bits}/centroids"]
-        centroids = torch.from_numpy(stored[:])
-        read = centroids * float(stored.attrs["qnorm_scale"]) + float(stored.attrs["qnorm_offset"]) if qnorm else None
-        result = on_levels(x, low, high, centroids, read)
+        result = on_levels(x, low, high, *stored_levels(group, bits, qnorm))
         if fraction > 0:
             result = torch.where((x < low - slack) | (x > high + slack), half(x), result)
         result[:sinks] = half(x[:sinks])
@@ -93,15 +103,75 @@ def from_codebook(book, bits, fraction, qnorm, no_sinks):
     def key(layer, x):
         group = book[f"layers/{layer:04d}/key{fit}"]
         low, high = stored_thresholds(group)
-        # In layer 0 a key hangs on its token alone, so a threshold often is the key of a frequent one, which is then inside:
-        # without slack, the last bit of a sum would put each of its occurrences outside.
-        return store(group, x, low, high, slack=1e-5 * (high - low))
+        return store(group, x, low, high, slack=KEY_SLACK * (high - low))
 
     def value(layer, x):
         heads = int(book[f"layers/{layer:04d}"].attrs["kv_heads"]) if by_head else 1
         x = x.unflatten(1, (heads, -1))
         low, high = (torch.quantile(x, p, dim=2, keepdim=True) for p in (fraction / 2, 1 - fraction / 2))
         return store(book[f"layers/{layer:04d}/value{fit}"], x, low, high).flatten(1)
+
+    return Method(rotated=False, key=key, value=value)
+
+
+PAGE_TOKENS, TILE_TOKENS, STRIP_CHANNELS, MOST_SLOTS = 64, 16, 16, 64
+
+
+def slots_for(mean, step):
+    """Slots where so many outliers are expected: a standard deviation more, as if they were independent."""
+    return min(math.ceil((mean + math.sqrt(mean)) / step) * step, MOST_SLOTS)
+
+
+def outliers_of_value(fraction, dim):
+    """How many of a head's numbers, all different, lie beyond their own quantiles."""
+    x = torch.arange(dim, dtype=torch.float64)
+    return ((x < torch.quantile(x, fraction / 2)) | (x > torch.quantile(x, 1 - fraction / 2))).sum().item()
+
+
+def largest(x, tokens, channels, count):
+    """x, but 0 where it is not among the `count` largest magnitudes of its block of so many tokens by so many channels of a head;
+    of equal ones the first token and channel win. Blocks are counted from the sequence's start; x: [tokens, kv_heads, head_dim]."""
+    whole = torch.cat([x, x.new_zeros(-len(x) % tokens, *x.shape[1:])])
+    blocks = whole.unflatten(0, (-1, tokens)).unflatten(3, (-1, channels)).permute(0, 2, 3, 1, 4)
+    flat = blocks.flatten(3)
+    order = flat.abs().argsort(dim=3, descending=True, stable=True)
+    kept = flat * torch.zeros_like(flat).scatter(3, order[..., :count], 1.0)
+    return kept.unflatten(3, (tokens, channels)).permute(0, 3, 1, 2, 4).reshape(whole.shape)[: len(x)]
+
+
+def paged(book, bits, fraction, qnorm):
+    """nuq in an engine's pages (cuda/kernels/record_format.h): numbers come back in fp16; values' thresholds by token and kv head;
+    an outlier is its code and an fp16 difference to that, as long as there are slots: of a tile of 16 tokens for keys, of a
+    strip of 16 channels of a page for values."""
+    sinks = int(book["calibration"].attrs["sinks"])
+
+    def store(group, x, low, high, block, slots, slack=0.0):
+        """x: [tokens, kv_heads, head_dim]; block: of which outliers share slots, in tokens and channels."""
+        coded = half(on_levels(x, low, high, *stored_levels(group, bits, qnorm)))
+        delta = torch.where((x < low - slack) | (x > high + slack), half(x - coded), 0.0)
+        delta[:sinks] = 0
+        result = half(coded + largest(delta, *block, slots))
+        result[:sinks] = half(x[:sinks])
+        return result.flatten(1)
+
+    def by_head(layer, x):
+        return x.unflatten(1, (int(book[f"layers/{layer:04d}"].attrs["kv_heads"]), -1))
+
+    def key(layer, x):
+        group = book[f"layers/{layer:04d}/key/outliers_{fraction:g}"]
+        x = by_head(layer, x)
+        dim = x.shape[2]
+        low, high = (by_head(layer, thresholds[None])[0] for thresholds in stored_thresholds(group))
+        return store(group, x, low, high, (TILE_TOKENS, dim), slots_for(TILE_TOKENS * dim * fraction, 8),
+                     slack=KEY_SLACK * (high - low))
+
+    def value(layer, x):
+        x = by_head(layer, x)
+        dim = x.shape[2]
+        low, high = (torch.quantile(x, p, dim=2, keepdim=True) for p in (fraction / 2, 1 - fraction / 2))
+        expected = outliers_of_value(fraction, dim) / dim * PAGE_TOKENS * STRIP_CHANNELS
+        return store(book[f"layers/{layer:04d}/value/outliers_{fraction:g}"], x, low, high, (PAGE_TOKENS, STRIP_CHANNELS),
+                     slots_for(expected, 4))
 
     return Method(rotated=False, key=key, value=value)
 
@@ -193,9 +263,11 @@ def method(name, book):
         layer = book["layers/0000"].attrs
         assert layer["key_dim"] == layer["value_dim"]
         return turbo(int(name[-1]), int(layer["key_dim"]))
-    kind, bits, percent, way = re.fullmatch(r"(int|nf|nuq|kivi)(\d)(?:-([\d.]+)%)?(?:-(qn|nosink|channel|channel-rope))?",
-                                            name).groups()
+    kind, bits, percent, way, pages = re.fullmatch(
+        r"(int|nf|nuq|kivi)(\d)(?:-([\d.]+)%)?(?:-(qn|nosink|channel|channel-rope))?(-paged)?", name).groups()
     bits = int(bits)
+    if pages:
+        return paged(book, bits, float(percent or 0) / 100, qnorm=way == "qn")
     if kind == "nuq":
         return from_codebook(book, bits, float(percent or 0) / 100, qnorm=way == "qn", no_sinks=way == "nosink")
     if way is not None:

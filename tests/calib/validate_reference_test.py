@@ -34,22 +34,30 @@ ABLATION = ["int2-channel", "int3-channel-rope", "int3-channel", "int4-channel-r
             "nuq3-1%-nosink", "nuq4-nosink"]
 METHODS = ["fp", "int2", "int3", "int4", "nf2", "nf3", "nf4", *NUQ, *ABLATION, "q8_0", "q4_0", "fp8", "kivi2", "kivi4",
            "turbo2", "turbo3", "turbo4"]
+# For heads of 64, 128 or 256 channels only.
+PAGED = ["nuq4-paged", "nuq3-1%-paged", "nuq2-1%-paged", "nuq3-1%-qn-paged"]
+# Where more numbers lie beyond the thresholds than there are slots for.
+OVERFLOWING = ["nuq3-10%-paged"]
+STORED = [*METHODS[1:], *PAGED, *OVERFLOWING]
 # Of those with standard errors beside them; the rest would say the same again.
 WITH_STDERR = ["fp", "int3", "nuq3", "nuq3-1%"]
 
 
 @dataclass
 class Case:
-    """A model, how its values' thresholds are scoped, and what is judged of it."""
+    """A model, how its values' thresholds are scoped, what is judged of it, and what is calibrated for that."""
 
     model: str
     scope: str
     methods: list
+    fitted: tuple = ("--bits", "2,3,4", "--outliers", "0,0.01", "--ablation")
 
 
-CASES = {"bundled": Case("bundled", "token", METHODS), "TinyStories-656K": Case("TinyStories-656K", "token", METHODS),
+CASES = {"bundled": Case("bundled", "token", METHODS + PAGED), "TinyStories-656K": Case("TinyStories-656K", "token", METHODS),
          "stories260K-hf": Case("stories260K-hf", "token", ["fp"]),
-         "bundled-head": Case("bundled", "head", ["fp", "nuq2", "nuq3", "nuq3-1%", "nuq3-1%-qn", "nuq3-1%-nosink"])}
+         "bundled-head": Case("bundled", "head", ["fp", "nuq2", "nuq3", "nuq3-1%", "nuq3-1%-qn", "nuq3-1%-nosink",
+                                                  "nuq3-1%-paged"]),
+         "bundled-slots": Case("bundled", "head", ["fp", *OVERFLOWING], fitted=("--bits", "3", "--outliers", "0.1"))}
 
 
 def pairs(methods=None):
@@ -207,8 +215,8 @@ def make_case(what, scratch):
     np.save(scratch / "calibrate.npy", windows_of(folder, (DEMO / "calibrate.txt").read_text(), CALIBRATION_WINDOWS,
                                                   CALIBRATION_SEQLEN))
     kvcal("calibrate", "--model", folder, "--tokens", scratch / "calibrate.npy", "--out", scratch / "codebook.h5", "--samples",
-          CALIBRATION_WINDOWS, "--seqlen", CALIBRATION_SEQLEN, "--bits", "2,3,4", "--outliers", "0,0.01", "--dtype", "float32",
-          "--value-scope", what.scope, "--ablation", "--threads", THREADS)
+          CALIBRATION_WINDOWS, "--seqlen", CALIBRATION_SEQLEN, *what.fitted, "--dtype", "float32", "--value-scope", what.scope,
+          "--threads", THREADS)
     kvcal("validate", "--model", folder, "--codebook", scratch / "codebook.h5", "--tokens", scratch / "validate.npy", "--seqlen",
           SEQLEN, "--windows", WINDOWS, "--protocol", "kvcal", "--methods", ",".join(what.methods), "--dtype", "float32",
           "--json", scratch / "report.json", "--threads", THREADS)
@@ -246,7 +254,7 @@ def test_scores(case, name):
     assert ours["top1_agreement"] == pytest.approx(theirs.agrees.mean().item(), abs=0.005)
 
 
-@pytest.mark.parametrize("case,name", pairs(METHODS[1:]), indirect=["case"])
+@pytest.mark.parametrize("case,name", pairs(STORED), indirect=["case"])
 def test_errors_by_layer(case, name):
     """Narrow, as a number at the middle of two centroids has the same error either way: this tells Q-Norm from none and
     thresholds by head from those by token, which the scores' tolerances do not."""
@@ -256,6 +264,14 @@ def test_errors_by_layer(case, name):
         ours = layer[kind]
         for measure, expected in case.theirs.errors(name, layer["layer"], kind).items():
             assert ours[measure] == pytest.approx(expected, rel=2e-3), (layer["layer"], kind, measure)
+
+
+@pytest.mark.parametrize("case,name", pairs(OVERFLOWING), indirect=["case"])
+def test_slots_run_out(case, name, monkeypatch):
+    """The case itself: with room for all outliers each layer would have less error, by far more than the tolerance."""
+    monkeypatch.setattr(reference_methods, "slots_for", lambda _mean, _step: 10**6)
+    for layer, kind in itertools.product(case.ours[name]["layers"], ("key", "value")):
+        assert case.theirs.errors(name, layer["layer"], kind)["mse"] < 0.95 * layer[kind]["mse"], (layer["layer"], kind)
 
 
 @pytest.mark.parametrize("case,name", pairs(WITH_STDERR), indirect=["case"])
