@@ -150,9 +150,9 @@ install_python_packages() {
 
 install_nvcc() {
   local toolkit=
-  uses_own_torch || toolkit=$(toolkit_requirement nvcc,cccl,crt,cudart)
+  uses_own_torch || toolkit=$(toolkit_requirement nvcc,nvdisasm,cccl,crt,cudart)
   say "Installing nvcc (${toolkit:-the newest}) from PyPI"
-  pip_install --no-warn-conflicts "${toolkit:-cuda-toolkit[nvcc,cccl,crt,cudart]}"
+  pip_install --no-warn-conflicts "${toolkit:-cuda-toolkit[nvcc,nvdisasm,cccl,crt,cudart]}"
 }
 
 own_torch_path() { cat "$deps/own-torch" 2>/dev/null || true; }
@@ -237,7 +237,7 @@ main() {
   if ((with_tests)); then
     once tests "$(sha256sum <"$requirements") own torch: $(own_torch_path)" install_python_packages
   fi
-  if ((with_cuda)); then once nvcc "$(pinned torch) own torch: $(own_torch_path)" install_nvcc; fi
+  if ((with_cuda)); then once nvcc-nvdisasm "$(pinned torch) own torch: $(own_torch_path)" install_nvcc; fi
   jobs=${jobs:-$(default_jobs)}
   case $command in
     demo)

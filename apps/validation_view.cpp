@@ -24,7 +24,8 @@ Json tensor_json(const calib::TensorReport& tensor) {
                {"relative", number(tensor.relative)},
                {"weighted", tensor.weighted ? number(*tensor.weighted) : Json(nullptr)},
                {"outliers_observed", number(tensor.outliers_observed)},
-               {"outliers_nominal", number(tensor.outliers_nominal)}};
+               {"outliers_nominal", number(tensor.outliers_nominal)},
+               {"outliers_dropped", number(tensor.outliers_dropped)}};
   if (tensor.attention_agreement) json["attention_agreement"] = number(*tensor.attention_agreement);
   if (tensor.alone) {
     json["kld_mean"] = number(tensor.alone->divergence_mean);
@@ -217,6 +218,22 @@ std::string more_text(const calib::ValidationPlan& plan) {
   return text + " tokens.\n";
 }
 
+// Of a method whose slots are limited: the tensor that lost the most of its outliers.
+std::string dropped_text(const calib::MethodReport& method) {
+  const calib::TensorReport* worst = nullptr;
+  int layer = 0;
+  for (const calib::LayerReport& one : method.layers) {
+    for (const calib::TensorReport& tensor : one.tensors) {
+      if (tensor.outliers_dropped <= (worst == nullptr ? 0 : worst->outliers_dropped)) continue;
+      worst = &tensor;
+      layer = one.layer;
+    }
+  }
+  if (worst == nullptr) return "";
+  return concat("  ", method.name, ": layer ", layer, ", ", worst->name, "s (",
+                fixed(100 * worst->outliers_dropped, 1), " %)\n");
+}
+
 }  // namespace
 
 bool ValidationLimits::met_by(const calib::MethodReport& method) const {
@@ -266,6 +283,9 @@ std::string report_text(const calib::ValidationReport& report, const ValidationL
   std::string weakest;
   for (const calib::MethodReport& method : report.methods) weakest += weakest_text(method);
   if (!weakest.empty()) text += "\nThe tensor that suffers most:\n" + weakest;
+  std::string dropped;
+  for (const calib::MethodReport& method : report.methods) dropped += dropped_text(method);
+  if (!dropped.empty()) text += "\nWhere most outliers found no slot:\n" + dropped;
   if (!limits.any()) return text;
   const calib::MethodReport* smallest = smallest_within(report, limits);
   return text + "\n" +

@@ -34,6 +34,8 @@ TensorReport report_tensor(const TensorCost& cost) {
   report.outliers_observed =
       ratio(static_cast<double>(error.use.outliers), static_cast<double>(error.use.judged));
   report.outliers_nominal = cost.outlier_fraction;
+  report.outliers_dropped =
+      ratio(static_cast<double>(error.use.dropped), static_cast<double>(error.use.outliers));
   report.thresholds_calibrated = cost.thresholds == formats::ThresholdScope::channel;
   report.alone = cost.alone;
   if (error.attentions > 0)

@@ -54,6 +54,7 @@ struct TensorReport {
   std::optional<double> weighted;  ///< the same weighted by sensitivity, where the codebook has it
   double outliers_observed = 0;    ///< share of the numbers that could be outliers
   double outliers_nominal = 0;     ///< that the calibration kept apart
+  double outliers_dropped = 0;  ///< share of those observed that found no slot and fell to the nearest code
   /// Whether the thresholds come from the calibration, so that another kind of text has more outliers; those of a
   /// token are found in it and always leave the same share.
   bool thresholds_calibrated = false;

@@ -108,29 +108,39 @@ void make_passkeys(ValidationJob& job) {
   check_vocabulary(job.session, job.passkey->windows);
 }
 
-/// After each of the codebook's methods its form in pages, written by the CPU codec and by the kernels.
+/// Whether a name is that of a codebook's datatype, which has a form in pages.
+bool has_pages(std::string_view name) {
+  return name.starts_with("nuq") && !name.ends_with("-nosink");
+}
+
+std::string without_pages(std::string name) {
+  for (const std::string_view suffix : {kPagedSuffix, kKernelsSuffix})
+    if (name.ends_with(suffix)) return name.substr(0, name.size() - suffix.size());
+  return name;
+}
+
+/// After each of the codebook's methods its form in pages, written by the CPU codec and by the kernels. Throws what
+/// make_method() does of a name.
 std::vector<std::string> with_kernels(const std::vector<std::string>& names,
                                       const formats::Codebook* codebook) {
   if (codebook == nullptr)
     throw base::WrongUsage("--kernels writes a codebook's pages; name it with --codebook");
-  const std::vector<std::string> served = served_methods(codebook);
   std::vector<std::string> all;
   bool any = false;
-  const auto add = [&](const std::string& name) {
-    if (std::ranges::find(all, name) == all.end() && std::ranges::find(names, name) == names.end())
-      all.push_back(name);
-  };
   for (const std::string& name : names) {
     all.push_back(name);
-    if (std::ranges::find(served, name + kKernelsSuffix) == served.end()) continue;
-    add(name + kPagedSuffix);
-    add(name + kKernelsSuffix);
+    (void)make_method(name, codebook);
+    if (!has_pages(name)) continue;
     any = true;
+    for (const char* suffix : {kPagedSuffix, kKernelsSuffix}) {
+      const std::string form = without_pages(name) + suffix;
+      const auto is_form = [&](const std::string& other) { return other == form; };
+      if (std::ranges::any_of(all, is_form) || std::ranges::any_of(names, is_form)) continue;
+      (void)make_method(form, codebook);  // says why the codebook has no pages, where it has none
+      all.push_back(form);
+    }
   }
   if (any) return all;
-  for (const std::string& name : names)  // says why the codebook has no pages, if that is the reason
-    if (std::ranges::find(served, name) != served.end() && name.starts_with("nuq"))
-      (void)make_method(name + kKernelsSuffix, codebook);
   throw base::WrongUsage(
       "--kernels writes pages of the codebook's own methods; name one of them in --methods");
 }

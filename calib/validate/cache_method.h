@@ -23,12 +23,14 @@ struct StorageUse {
   std::int64_t values = 0;    ///< numbers given: tokens times channels
   std::int64_t judged = 0;    ///< those of them that could have been outliers: sinks cannot
   std::int64_t outliers = 0;  ///< those that were
+  std::int64_t dropped = 0;   ///< of these: for which there was no room, where room is limited
 
   StorageUse& operator+=(const StorageUse& other) {
     bytes += other.bytes;
     values += other.values;
     judged += other.judged;
     outliers += other.outliers;
+    dropped += other.dropped;
     return *this;
   }
   bool operator==(const StorageUse&) const = default;

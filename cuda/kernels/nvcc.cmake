@@ -15,7 +15,8 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 endif()
-set_target_properties(kvcal_kernel_objects PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
+set_target_properties(kvcal_kernel_objects PROPERTIES
+  CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_compile_options(kvcal_kernel_objects PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --expt-extended-lambda -Xcompiler=-Wall,-Wextra,-ffp-contract=off>)
 if(KVCAL_WERROR)

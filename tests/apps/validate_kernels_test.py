@@ -54,7 +54,7 @@ def test_each_of_the_codebooks_methods_is_followed_by_both(codebook, report):
     assert [method["name"] for method in named["methods"]] == [
         "fp", "int3", "nuq4", "nuq4-paged", "nuq4-kernels", "nuq3-1%-qn", "nuq3-1%-qn-paged", "nuq3-1%-qn-kernels"]
     once = report_of("-c", codebook, "--kernels", "--methods", "nuq4-kernels,nuq4", windows=1)
-    assert [method["name"] for method in once["methods"]] == ["fp", "nuq4-kernels", "nuq4", "nuq4-paged"]
+    assert [method["name"] for method in once["methods"]] == ["fp", "nuq4-kernels", "nuq4-paged", "nuq4"]
 
 
 def test_the_kernels_give_the_numbers_of_the_cpu_codec(codebook, report):
@@ -141,6 +141,9 @@ def test_more_sinks_than_a_page_keeps_are_refused(tmp_path):
 def test_kernels_without_what_they_write_are_refused(codebook):
     nothing_ran(kvcal(*small_run("--kernels")), 2, "--kernels", "--codebook")
     nothing_ran(kvcal(*small_run("-c", codebook, "--kernels", "--methods", "fp8")), 2, "--kernels", "--methods")
+    # A name that is none, or not the codebook's, is told as without --kernels.
+    nothing_ran(kvcal(*small_run("-c", codebook, "--kernels", "--methods", "nuq4x")), 2, "'nuq4x'")
+    nothing_ran(kvcal(*small_run("-c", codebook, "--kernels", "--methods", "nuq3-5%")), 1, "nuq3-5%:", "nuq3-1%-paged")
     nothing_ran(kvcal(*small_run("--methods", "nuq4-paged")), 1, "nuq4-paged", "--codebook")
     nothing_ran(kvcal(*small_run("-c", codebook, "--methods", "nuq3-5%-paged")), 1, "nuq3-5%-paged", "nuq3-1%-paged")
     nothing_ran(kvcal(*small_run("-c", codebook, "--methods", "nuq4-nosink-paged")), 2, "'nuq4-nosink-paged'")

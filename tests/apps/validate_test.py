@@ -110,7 +110,7 @@ def test_json_has_the_keys_and_types_of_the_contract(codebook, report):
         agreements = [layer["key"].pop("attention_agreement") for layer in method["layers"]]
         assert method["attention_agreement"] == pytest.approx(np.mean(agreements))
         for tensor in tensors(method):
-            assert set(tensor) == {"mse", "relative", "weighted", "outliers_observed", "outliers_nominal"}
+            assert set(tensor) == {"mse", "relative", "weighted", "outliers_observed", "outliers_nominal", "outliers_dropped"}
             assert tensor["mse"] > 0 and 0 < tensor["relative"] < 1 and 0 < tensor["weighted"] < 1
             nominal = 0.01 if method["name"].endswith("%") else 0
             assert tensor["outliers_nominal"] == nominal

@@ -46,16 +46,18 @@ class RecordStorage final : public TensorStorage {
     const std::span<const float> none;
     const codec::RecordPages pages = encode(keys_ ? x : none, keys_ ? none : x);
     const KvcalCounters& met = pages.counters;
-    if (met.not_finite > 0) {
-      throw base::InvalidInput(base::concat(met.not_finite, " of the ", x.size(), " ",
-                                            keys_ ? "keys" : "values", " to store are not finite"));
+    if (met.not_finite + met.saturated > 0) {
+      throw base::InvalidInput(base::concat("of the ", x.size(), " ", keys_ ? "keys" : "values", " to store ",
+                                            met.not_finite, " are not finite and ", met.saturated,
+                                            " beyond fp16, whose largest is ", codec::kHalfMax));
     }
     decode(pages, keys_ ? read : std::span<float>(), keys_ ? std::span<float>() : read);
     const std::size_t row = x.size() / std::max<std::size_t>(1, pages.tokens);
     const std::size_t judged = (pages.tokens - std::min(pages.sinks, pages.tokens)) * row;
     return {static_cast<std::int64_t>(pages.bytes()), static_cast<std::int64_t>(x.size()),
             static_cast<std::int64_t>(judged),
-            static_cast<std::int64_t>(keys_ ? met.key_outliers : met.value_outliers)};
+            static_cast<std::int64_t>(keys_ ? met.key_outliers : met.value_outliers),
+            static_cast<std::int64_t>(keys_ ? met.dropped_keys : met.dropped_values)};
   }
 
  private:
