@@ -71,7 +71,9 @@ void add_windows(CommandLine& line, calib::ValidationOptions& options) {
            options.all_windows = text == "all";
            if (!options.all_windows) options.windows = parse_count(text, "--windows", 1, kMost);
          },
-         "How many consecutive windows, from the start of the text, or all; up to 16 by default")
+         "How many consecutive windows, from the start of the text, or all; up to 16 by default, 2 with "
+         "--kernels "
+         "where they run on the CPU")
       ->type_name("N")
       ->group(group);
   add_choice(

@@ -25,7 +25,7 @@ struct ValidationOptions {
   std::vector<std::filesystem::path> texts;  ///< validation texts; or
   std::filesystem::path tokens;              ///< an integer array [windows, seqlen] as .npy
   std::optional<std::int64_t> seqlen;        ///< tokens in a window; 2048, or what `tokens` holds
-  std::optional<std::int64_t> windows;       ///< up to 16 by default
+  std::optional<std::int64_t> windows;       ///< up to 16 by default, 2 where kernels run on the CPU
   bool all_windows = false;                  ///< every window of the texts
   BosPlace bos = BosPlace::automatic;
   bool parse_special = true;

@@ -25,14 +25,21 @@ constexpr std::int64_t kLongestPasskey = std::int64_t{1} << 24;
 // What a token costs that is decoded alone, in tokens of a window: the weights are read for it, and its past.
 constexpr double kDecodedTokens = 12;
 
+// Of the text, where kernels run on the CPU and nobody says a number.
+constexpr std::int64_t kWindowsLaneByLane = 2;
+
 void check_options(const ValidationOptions& options) {
   if (options.texts.empty() == options.tokens.empty()) {
     throw base::WrongUsage(options.texts.empty() ? "give validation text: --text FILE, or --tokens FILE.npy"
                                                  : "--text and --tokens exclude each other");
   }
   if (options.device != "cpu") {
+    const std::string& problem = codec::kernels_device_problem();
     throw base::WrongUsage(
-        base::concat("--device is '", options.device, "': this version validates on the cpu only"));
+        base::concat("--device is '", options.device,
+                     "': this version computes the model on the cpu only. --kernels uses a CUDA "
+                     "device by itself",
+                     problem.empty() ? "" : "; here it cannot: ", problem));
   }
   if (options.generate < 0) throw base::WrongUsage("--generate: expected 1 or more");
   for (const std::int64_t length : options.passkey) {
@@ -52,6 +59,8 @@ void read_windows(ValidationJob& job, base::Progress& progress) {
     ValidationText text;
     text.files = options.texts;
     text.windows = options.windows;
+    // Lane by lane the kernels are slow.
+    if (options.kernels && !codec::kernels_device_problem().empty()) text.most_windows = kWindowsLaneByLane;
     text.all_windows = options.all_windows;
     text.seqlen = options.seqlen.value_or(text.seqlen);
     text.protocol = options.protocol;

@@ -32,7 +32,7 @@ void check_counts(const ValidationText& text) {
   const auto files = static_cast<std::int64_t>(text.files.size());
   if (files == 0) throw base::WrongUsage("no text to validate on; give --text FILE or --tokens FILE.npy");
   if (text.all_windows) return;
-  const std::int64_t wanted = text.windows.value_or(kDefaultWindows);
+  const std::int64_t wanted = text.windows.value_or(text.most_windows);
   if (wanted < files) {
     throw base::WrongUsage(base::concat("--windows ", wanted, text.windows ? "" : " (the default)",
                                         " is fewer than the ", files,
@@ -43,7 +43,7 @@ void check_counts(const ValidationText& text) {
 // The most windows that a text gives.
 std::int64_t text_share(const ValidationText& text, std::int64_t index) {
   if (text.all_windows) return std::numeric_limits<std::int64_t>::max();
-  return equal_share(text.windows.value_or(kDefaultWindows), static_cast<std::int64_t>(text.files.size()),
+  return equal_share(text.windows.value_or(text.most_windows), static_cast<std::int64_t>(text.files.size()),
                      index);
 }
 

@@ -29,9 +29,10 @@ inline constexpr std::int64_t kDefaultWindows = 16;
 
 struct ValidationText {
   std::vector<std::filesystem::path> files;
-  /// How many windows, exactly; nullopt: as many as there are, up to kDefaultWindows. Each text gives an equal
+  /// How many windows, exactly; nullopt: as many as there are, up to most_windows. Each text gives an equal
   /// share (the first ones take one more where it does not divide).
   std::optional<std::int64_t> windows;
+  std::int64_t most_windows = kDefaultWindows;
   bool all_windows = false;  ///< every window of every text; `windows` is then not read
   std::int64_t seqlen = 2048;
   Protocol protocol = Protocol::kvcal;
