@@ -1,8 +1,103 @@
 #include "cuda/batch.h"
 
+#include <deque>
+
 #include "cuda/kernels/float16.h"
 
 namespace kvcal::codec {
+namespace {
+
+/// Arguments whose pointers are to copies on the device.
+class Copies {
+ public:
+  Copies(const Arguments& host, bool appends) : host_(host), there(host) {
+    KvcalCodebookInfo info{};
+    KvcalLayerInfo of{};
+    EXPECT_EQ(kvcal_codebook_info(host.codebook, &info), KVCAL_OK) << kvcal_last_error();
+    EXPECT_EQ(kvcal_layer_info(host.codebook, host.layer, &of), KVCAL_OK) << kvcal_last_error();
+    const std::size_t sinks = host.cache.sink_slots * of.kv_heads * info.sinks * 2,
+                      sequences = host.table.sequences;
+    written(there.cache.records, host.cache.pages * of.kv_heads * host.cache.layout.record_bytes);
+    written(there.cache.key_sinks, sinks * of.key_dim);
+    written(there.cache.value_sinks, sinks * of.value_dim);
+    written(there.cache.counters, sizeof(KvcalCounters));
+    numbers(there.table.pages, sequences * host.table.max_pages);
+    numbers(there.table.sink_slots, sequences);
+    if (appends) {
+      numbers(there.tokens.starts, sequences + 1);
+      numbers(there.tokens.lengths, sequences);
+      for (KvcalRows* rows : {&there.tokens.keys, &there.tokens.values})
+        read(rows->data, bytes_of(host.tokens.rows * rows->row_stride, rows->type));
+    } else {
+      numbers(there.range.lengths, sequences);
+      numbers(there.range.targets, sequences * host.range.pages);
+      for (KvcalPages* pages : {&there.keys, &there.values})
+        written(pages->data,
+                bytes_of(static_cast<std::int64_t>(pages->pages) * pages->page_stride, pages->type));
+    }
+  }
+
+  /// What the call that returned `status` wrote, copied back; its status, with what was refused.
+  [[nodiscard]] KvcalStatus finish(KvcalStatus status) {
+    if (status != KVCAL_OK) return status;
+    const std::uint64_t refused = host_.cache.counters->refused;
+    KvcalCounters counters{};
+    status = kvcal_counters(host_.codebook, &there.cache, host_.stream, &counters);
+    for (const auto& [memory, to] : written_) memory->copy_to(to, 0, memory->size());
+    return status == KVCAL_INVALID_DATA && counters.refused == refused ? KVCAL_OK : status;
+  }
+
+ private:
+  static std::size_t bytes_of(std::int64_t numbers, KvcalType type) {
+    return static_cast<std::size_t>(numbers) * (type == KVCAL_FLOAT32 ? 4 : 2);
+  }
+  template <typename T>
+  void read(T*& pointer, std::size_t bytes) {
+    if (pointer != nullptr) pointer = memory_.emplace_back(pointer, bytes).template as<T>();
+  }
+  void numbers(const std::int32_t*& pointer, std::size_t count) {
+    read(pointer, count * sizeof(std::int32_t));
+  }
+  template <typename T>
+  void written(T*& pointer, std::size_t bytes) {
+    if (pointer == nullptr) return;
+    T* host = pointer;
+    read(pointer, bytes);
+    written_.emplace_back(&memory_.back(), host);
+  }
+
+  const Arguments& host_;
+  std::deque<TestMemory> memory_;
+  std::vector<std::pair<const TestMemory*, void*>> written_;
+
+ public:
+  Arguments there;
+};
+
+}  // namespace
+
+KvcalStatus Arguments::append() const {
+  if (device == KVCAL_DEVICE_CPU) return kvcal_append(codebook, layer, &cache, &table, &tokens, stream);
+  Copies copies(*this, true);
+  const Arguments& a = copies.there;
+  return copies.finish(kvcal_append(codebook, layer, &a.cache, &a.table, &a.tokens, stream));
+}
+
+KvcalStatus Arguments::dequantise(bool with_keys, bool with_values) const {
+  const auto call = [&](const Arguments& a) {
+    return kvcal_dequantise(codebook, layer, &a.cache, &a.table, &a.range, with_keys ? &a.keys : nullptr,
+                            with_values ? &a.values : nullptr, stream);
+  };
+  if (device == KVCAL_DEVICE_CPU) return call(*this);
+  Copies copies(*this, false);
+  return copies.finish(call(copies.there));
+}
+
+KvcalStatus Arguments::read_counters(KvcalCounters& to) const {
+  if (device == KVCAL_DEVICE_CPU) return kvcal_counters(codebook, &cache, stream, &to);
+  const Copies copies(*this, false);
+  return kvcal_counters(codebook, &copies.there.cache, stream, &to);
+}
 
 Buffer::Buffer(std::span<const float> numbers, KvcalType type)
     : Buffer(numbers.size() * (type == KVCAL_FLOAT32 ? 4 : 2), 0) {
@@ -18,12 +113,13 @@ Buffer::Buffer(std::span<const float> numbers, KvcalType type)
 }
 
 Batch::Batch(const CacheShape& of, const std::vector<std::size_t>& tokens, std::uint32_t most_pages,
-             unsigned seed, KvcalType numbers)
+             unsigned seed, KvcalType numbers, KvcalDevice where)
     : shape(of),
+      device(where),
       type(numbers),
       max_pages(most_pages),
       codebook(make_codebook(of)),
-      opened(open_codebook(codebook)) {
+      opened(open_codebook(codebook, where)) {
   EXPECT_EQ(kvcal_record_layout(opened.get(), 0, of.page_tokens, of.key_slots, of.value_slots, &layout),
             KVCAL_OK)
       << kvcal_last_error();
@@ -64,6 +160,7 @@ Arguments Batch::arguments() {
     most = std::max(most, static_cast<std::size_t>(starts[i + 1] - starts[i]));
   Arguments a;
   a.codebook = opened.get();
+  a.device = device;
   a.cache = {
       layout,   records->data(), pages.size() + 1, key_sinks->data(), value_sinks->data(), sink_slots.size(),
       &counters};

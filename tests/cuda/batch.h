@@ -1,5 +1,5 @@
-// tests/cuda/batch.h: a batch in buffers of exactly its size, where AddressSanitizer sees a step over an end, and the C
-// API's arguments for it, for tests to spoil.
+// tests/cuda/batch.h: a batch in buffers of exactly its size, where AddressSanitizer sees a step over an end, or
+// compute-sanitizer on a device, and the C API's arguments for it, for tests to spoil.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +42,8 @@ class Buffer {
   std::unique_ptr<std::uint8_t, Free> data_;
 };
 
-/// What kvcal_append() and kvcal_dequantise() are given.
+/// What kvcal_append() and kvcal_dequantise() are given: pointers to host memory. On a device a call works on copies of as
+/// much as the arguments say there is, and copies what it may write back.
 struct Arguments {
   const KvcalCodebook* codebook = nullptr;
   std::uint32_t layer = 0;
@@ -52,20 +53,25 @@ struct Arguments {
   KvcalRange range{};
   KvcalPages keys{}, values{};
   void* stream = nullptr;
+  KvcalDevice device = KVCAL_DEVICE_CPU;  ///< of the codebook
 
-  [[nodiscard]] KvcalStatus append() const {
-    return kvcal_append(codebook, layer, &cache, &table, &tokens, stream);
-  }
-  [[nodiscard]] KvcalStatus dequantise() const {
-    return kvcal_dequantise(codebook, layer, &cache, &table, &range, &keys, &values, stream);
-  }
+  /// On a device, KVCAL_INVALID_DATA is what the call added to the counter of what was refused.
+  [[nodiscard]] KvcalStatus append() const;
+  [[nodiscard]] KvcalStatus dequantise() const { return dequantise(true, true); }
+  /// Keys or values alone.
+  [[nodiscard]] KvcalStatus dequantise_one(bool of_keys) const { return dequantise(of_keys, !of_keys); }
+  /// kvcal_counters().
+  [[nodiscard]] KvcalStatus read_counters(KvcalCounters& to) const;
+
+ private:
+  [[nodiscard]] KvcalStatus dequantise(bool with_keys, bool with_values) const;
 };
 
 /// Sequences that have nothing yet and bring tokens. Their pages lie in no order, one page of the cache is nobody's.
 class Batch {
  public:
   Batch(const CacheShape& shape, const std::vector<std::size_t>& tokens, std::uint32_t max_pages,
-        unsigned seed = 1, KvcalType type = KVCAL_FLOAT32);
+        unsigned seed = 1, KvcalType type = KVCAL_FLOAT32, KvcalDevice device = KVCAL_DEVICE_CPU);
 
   /// All is as it should be: every sequence whole in append(), all of its pages in dequantise().
   [[nodiscard]] Arguments arguments();
@@ -78,6 +84,7 @@ class Batch {
   }
 
   CacheShape shape;
+  KvcalDevice device;
   KvcalType type;  ///< of what is put in and read
   std::uint32_t max_pages;
   TestCodebook codebook;
@@ -89,6 +96,13 @@ class Batch {
   std::vector<float> keys, values;    ///< of the input, as floats
   std::unique_ptr<Buffer> records, key_sinks, value_sinks, new_keys, new_values, read_keys, read_values;
   KvcalCounters counters{};
+};
+
+/// A batch where test_device() says.
+struct PlacedBatch : Batch {
+  PlacedBatch(const CacheShape& of, const std::vector<std::size_t>& tokens, std::uint32_t most_pages,
+              unsigned seed = 1, KvcalType numbers = KVCAL_FLOAT32)
+      : Batch(of, tokens, most_pages, seed, numbers, test_device()) {}
 };
 
 }  // namespace kvcal::codec

@@ -1,5 +1,5 @@
-// The kernels' own source, lane by lane on the CPU: what it writes is, byte for byte, what the CPU record codec writes, and what
-// it reads back, bit for bit, what that reads.
+// The kernels' own source, lane by lane on the CPU, or with KVCAL_TEST_DEVICE=cuda (test_memory.h) on a device: what it writes
+// is, byte for byte, what the CPU record codec writes, and what it reads back, bit for bit, what that reads.
 #include <gtest/gtest.h>
 
 #include "cuda/kernels/float16.h"
@@ -150,6 +150,10 @@ INSTANTIATE_TEST_SUITE_P(
         // Thresholds without slots.
         CacheShape{.bits = 2, .page_tokens = 64, .outliers = 0.02, .key_slots = 0, .value_slots = 0}),
     name_of);
+
+TEST(KernelsOf, TheDeviceThatTestsAskForIsThere) {
+  ASSERT_EQ(kvcal_device_status(test_device()), KVCAL_OK) << kvcal_last_error();
+}
 
 TEST(KernelsOf, InputsOfEveryTypeAreTakenAsTheyAre) {
   const CacheShape shape{.bits = 3, .key_dim = 128, .value_dim = 128};
