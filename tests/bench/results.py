@@ -11,15 +11,12 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
-import textwrap
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from compare_calibrate import cpu_name
+from served import require_packages, serve, served_section
+from trial import RESULTS, ROOT, Trial, calibrated, digits, measured, paragraph, percent, run, table, trials
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("int4 int3 int2 nf4 nf3 nf2 nuq4 nuq3 nuq2 nuq4-1% nuq3-1% nuq2-1% kivi4 kivi2 fp8 q8_0 q4_0 turbo4 turbo3 "
            "turbo2").split()
 PER_LAYER = "nuq3-1%"
@@ -49,86 +46,24 @@ WHY = {
 }
 
 
-@dataclass
-class Trial:
-    """A model, the texts that it is calibrated and validated on, and options beside the defaults."""
-    name: str
-    title: str
-    model: Path
-    calibration: Path
-    validation: Path
-    calibrate: list[str] = field(default_factory=list)
-    validate: list[str] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
-    decode: list[str] = field(default_factory=list)
-    paper: bool = False
-
-
-def trials(shared: Path | None) -> dict[str, Trial]:
-    demo, text = ROOT / "data" / "demo", (shared or Path()) / "text"
-    exact = ["--dtype", "float32", "--bos", "none", "--seqlen", "2048"]
-    return {
-        "bundled": Trial("bundled", "The bundled model", ROOT / "data" / "model", demo / "calibrate.txt", demo / "validate.txt"),
-        "smollm2": Trial("smollm2", "SmolLM2-135M-Instruct", ROOT / "build" / "models" / "SmolLM2-135M-Instruct",
-                         text / "wiki.valid.raw", text / "wiki.test.raw", exact + ["--samples", "16"],
-                         exact + ["--windows", "8"], exact + ["--windows", "2"],
-                         exact + ["--windows", "8", "--passkey", "512,1024,2048"], paper=True),
-    }
-
-
-def run(command: list) -> None:
-    """Runs a command, its progress on standard error; ends the program where it fails."""
-    words = [str(word) for word in command]
-    if (status := subprocess.run(words, stdout=subprocess.DEVNULL).returncode) != 0:
-        sys.exit(f"results.py: exit code {status}: {' '.join(words)}\n(--fresh starts anew where a codebook is of other options)")
-
-
 def validate(kvcal: Path, trial: Trial, codebook: Path, methods: list[str], out: Path, options: list[str]) -> dict:
-    """The JSON of `kvcal validate`; the file's where it is newer than the codebook and was made by the same command."""
+    """The JSON of `kvcal validate`."""
     command = ["validate", "--model", trial.model, "--codebook", codebook, "--text", trial.validation, "--methods",
                ",".join(methods), "--json", out, *options]
-    words, made_by = " ".join(map(str, command)), out.with_suffix(".command")
-    if not (out.exists() and out.stat().st_mtime > codebook.stat().st_mtime and made_by.exists()
-            and made_by.read_text() == words):
-        made_by.unlink(missing_ok=True)
-        run([kvcal, *command])
-        made_by.write_text(words)
-    return json.loads(out.read_text())
+    return measured(out, " ".join(map(str, command)), codebook, lambda: run([kvcal, *command]))
 
 
-def measure(kvcal: Path, trial: Trial, fresh: bool) -> tuple[dict, dict, dict]:
-    """Reports of all methods, of one layer by layer, and of some while they decode."""
-    folder = ROOT / "build" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    codebook, whole, layers, decoding = (
-        folder / f"{trial.name}{end}" for end in (".h5", ".json", "-layers.json", "-decoding.json"))
-    for file in (codebook, whole, layers, decoding) if fresh else ():
+def measure(kvcal: Path, trial: Trial, fresh: bool) -> tuple[dict, dict, dict, dict | None]:
+    """Reports of all methods, of one layer by layer, of some while they decode, and of exports in their loaders."""
+    whole, layers, decoding = (RESULTS / f"{trial.name}{end}.json" for end in ("", "-layers", "-decoding"))
+    for file in (whole, layers, decoding) if fresh else ():
         file.unlink(missing_ok=True)
-    if not (trial.model / "model.safetensors").exists():
-        run([sys.executable, ROOT / "tests" / "models" / "smollm2.py", "--out", trial.model])
-    run([kvcal, "calibrate", "--model", trial.model, "--text", trial.calibration, "--out", codebook, "--ablation",
-         *trial.calibrate])
+    codebook = calibrated(kvcal, trial, fresh)
     methods = METHODS + [step for step in STEPS if step not in METHODS]
     return (validate(kvcal, trial, codebook, methods, whole, trial.validate),
             validate(kvcal, trial, codebook, [PER_LAYER], layers, ["--per-layer-kl", *trial.layers]),
-            validate(kvcal, trial, codebook, DECODED, decoding, ["--generate", str(GENERATE), *trial.decode]))
-
-
-def digits(value: float | None, places: int, sign: str = "") -> str:
-    """A number with its places; none of them from 1000 on; `-` where there is none."""
-    return "-" if value is None else f"{value:{sign}.{places if abs(value) < 1000 else 0}f}"
-
-
-def percent(share: float | None) -> str:
-    return digits(None if share is None else 100 * share, 2)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False)
+            validate(kvcal, trial, codebook, DECODED, decoding, ["--generate", str(GENERATE), *trial.decode]),
+            serve(kvcal, trial, codebook, fresh) if trial.served else None)
 
 
 def methods_table(methods: dict[str, dict], paper: bool) -> str:
@@ -209,7 +144,7 @@ def smaller_model(trial: Trial, perplexity: float) -> str:
         ([validation.md](validation.md)).""")
 
 
-def section(trial: Trial, report: dict, layers: dict, decoding: dict) -> str:
+def section(trial: Trial, report: dict, layers: dict, decoding: dict, served: dict | None) -> str:
     methods = {method["name"]: method for method in report["methods"]}
     return "\n\n".join([f"## {trial.title}", paragraph(
         f"Calibrated on `{trial.calibration.name}` with {' '.join(trial.calibrate) or 'the defaults'}; validated on "
@@ -217,7 +152,8 @@ def section(trial: Trial, report: dict, layers: dict, decoding: dict) -> str:
         f"protocol {report['protocol']}, BOS {report['bos']}, arithmetic {report['dtype']}."),
         methods_table(methods, trial.paper), *([smaller_model(trial, methods["fp"]["ppl"])] if trial.paper else []),
         "### What each part adds, at 3 bits", ablation(methods, trial.paper),
-        layers_section(layers), decoding_section(decoding)])
+        layers_section(layers), decoding_section(decoding),
+        *([served_section(served, methods["fp"]["ppl"])] if served else [])])
 
 
 def page(sections: list[str], names: list[str]) -> str:
@@ -249,6 +185,8 @@ def main():
         parser.error(f"--models: {unknown[0]} is none of {', '.join(known)}")
     if "smollm2" in names and not options.shared:
         parser.error("--models smollm2 needs --shared")
+    if any(known[name].served for name in names):
+        require_packages()
     sections = [section(known[name], *measure(options.kvcal, known[name], options.fresh)) for name in names]
     options.docs.write_text(page(sections, names), encoding="utf-8")
 
