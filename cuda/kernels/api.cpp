@@ -89,6 +89,7 @@ Checked check_cache(const KvcalCodebook* codebook, std::uint32_t layer, const Kv
   if (Checked failure = check_layer(codebook, layer)) return failure;
   if (std::string problem = codebook->layer_problem(layer); !problem.empty())
     return Failure{KVCAL_INVALID_CODEBOOK, std::move(problem)};
+  if (std::string problem = codebook->place_problem(); !problem.empty()) return invalid(std::move(problem));
   if (cache == nullptr) return invalid("cache is null");
   const KvcalRecordLayout& given = cache->layout;
   if (given.version != KVCAL_RECORD_VERSION)
@@ -208,46 +209,86 @@ PagesView view_of(const KvcalPages& pages) {
   return {pages.data, pages.type, pages.page_stride, pages.token_stride, pages.head_stride, pages.pages};
 }
 
-/// What was refused first, of work on the CPU.
+Checked refused(std::string what) {
+  return Failure{KVCAL_INVALID_DATA, std::move(what)};
+}
+
+/// Why a page of a sequence, which holds sinks or not, cannot be worked on.
+Checked find_wrong_place(const CacheView& cache, const TableView& table, std::uint32_t sequence,
+                         std::int64_t page, bool has_sinks) {
+  if (page >= table.max_pages)
+    return refused(text("sequence ", sequence, " needs page ", page, "; max_pages is ", table.max_pages));
+  const std::int64_t number = table.pages[std::uint64_t{sequence} * table.max_pages + page];
+  if (number < 0 || static_cast<std::uint64_t>(number) >= cache.pages)
+    return refused(text("table.pages[", sequence, "][", page, "] is ", number, "; the cache has ",
+                        cache.pages, " pages"));
+  if (!has_sinks || find_sinks(cache, table, sequence) != cache.sink_slots) return {};
+  if (table.sink_slots == nullptr)
+    return refused(text("table.sink_slots is null, which gives sequence ", sequence, " slot ", sequence,
+                        "; the cache has ", cache.sink_slots, " sink slots"));
+  return refused(text("table.sink_slots[", sequence, "] is ", table.sink_slots[sequence], "; the cache has ",
+                      cache.sink_slots, " sink slots"));
+}
+
+/// Why a sequence's rows cannot be appended, whatever its pages are.
+Checked find_wrong_rows(const AppendArguments& a, std::uint32_t sequence) {
+  const std::int64_t first = a.starts[sequence], last = a.starts[sequence + 1];
+  if (first < 0) return refused(text("tokens.starts[", sequence, "] is ", first, "; at least 0"));
+  if (last < first)
+    return refused(text("tokens.starts[", sequence + 1, "] is ", last, ", less than tokens.starts[", sequence,
+                        "], ", first));
+  if (last > a.rows)
+    return refused(text("tokens.starts[", sequence + 1, "] is ", last, "; tokens.rows is ", a.rows));
+  if (a.lengths[sequence] < 0)
+    return refused(text("tokens.lengths[", sequence, "] is ", a.lengths[sequence], "; at least 0"));
+  if (last - first > std::int64_t{a.max_new_tokens})
+    return refused(text("sequence ", sequence, " brings ", last - first, " tokens; tokens.max_new_tokens is ",
+                        a.max_new_tokens));
+  return {};
+}
+
+/// What was refused first, of work on the CPU, and its first cause.
 Checked find_refused(const AppendArguments& a) {
-  const std::uint32_t pages = most_pages(a.max_new_tokens, a.cache.layout.page_tokens);
+  const std::uint32_t page_tokens = a.cache.layout.page_tokens;
+  const std::uint32_t pages = most_pages(a.max_new_tokens, page_tokens);
   for (std::uint32_t sequence = 0; sequence < a.table.sequences; ++sequence) {
     for (std::uint32_t page = 0; page < pages; ++page) {
-      if (!find_new_rows(a, {sequence, page, 0}).refused) continue;
-      const std::int64_t first = a.starts[sequence], last = a.starts[sequence + 1],
-                         past = a.lengths[sequence];
-      if (first < 0 || last < first || last > a.rows || past < 0 ||
-          last - first > std::int64_t{a.max_new_tokens}) {
-        return Failure{KVCAL_INVALID_DATA, text("sequence ", sequence, ": rows ", first, " to ", last,
-                                                " after ", past, " tokens; there are ", a.rows,
-                                                " rows, and max_new_tokens is ", a.max_new_tokens)};
-      }
-      return Failure{
-          KVCAL_INVALID_DATA,
-          text("sequence ", sequence, ": page ", past / a.cache.layout.page_tokens + page,
-               " of its table is none of the cache's ", a.cache.pages, ", or lies beyond max_pages ",
-               a.table.max_pages, ", or the sequence has none of the ", a.cache.sink_slots, " sink slots")};
+      const NewRows rows = find_new_rows(a, {sequence, page, 0});
+      if (!rows.refused) continue;
+      if (Checked failure = find_wrong_rows(a, sequence)) return failure;
+      return find_wrong_place(a.cache, a.table, sequence,
+                              std::int64_t{a.lengths[sequence]} / page_tokens + page,
+                              rows.begin < rows.sinks);
     }
   }
   return {};
 }
 
-Checked find_refused(const DequantiseArguments& a) {
+/// keys, values: as they were given; those of `a` have the room that is in both.
+Checked find_refused(const DequantiseArguments& a, const KvcalPages* keys, const KvcalPages* values) {
   const std::uint32_t tiles = a.cache.layout.page_tokens / kTileTokens;
   for (std::uint64_t i = 0; i < std::uint64_t{a.table.sequences} * a.pages; ++i) {
-    for (const bool keys : {true, false}) {
-      if ((keys ? a.keys : a.values).data == nullptr) continue;
-      const TileTask tile = find_tile(a, static_cast<std::uint32_t>(i * tiles * a.layer.kv_heads), keys,
-                                      keys ? a.layer.key_dim : a.layer.value_dim);
-      if (!tile.refused) continue;
-      return Failure{
-          KVCAL_INVALID_DATA,
-          text("sequence ", i / a.pages, ": page ", a.first_page + i % a.pages,
-               " of its table is none of the cache's ", a.cache.pages, ", or lies beyond max_pages ",
-               a.table.max_pages, ", or there is no room for it in keys or values, or the length is ",
-               a.lengths[i / a.pages], ", or the sequence has none of the ", a.cache.sink_slots,
-               " sink slots")};
-    }
+    const bool of_keys = keys != nullptr;  // values are refused as keys are
+    const TileTask tile = find_tile(a, static_cast<std::uint32_t>(i * tiles * a.layer.kv_heads), of_keys,
+                                    of_keys ? a.layer.key_dim : a.layer.value_dim);
+    if (!tile.refused) continue;
+    const auto sequence = static_cast<std::uint32_t>(i / a.pages);
+    const std::uint64_t entry = i % a.pages;
+    if (a.lengths[sequence] < 0)
+      return refused(text("range.lengths[", sequence, "] is ", a.lengths[sequence], "; at least 0"));
+    if (Checked failure = find_wrong_place(a.cache, a.table, sequence,
+                                           static_cast<std::int64_t>(a.first_page + entry), tile.sinks > 0))
+      return failure;
+    const std::int64_t target =
+        a.targets != nullptr ? std::int64_t{a.targets[i]} : static_cast<std::int64_t>(i);
+    const bool in_keys =
+        values == nullptr || (of_keys && (target < 0 || static_cast<std::uint64_t>(target) >= keys->pages));
+    const std::string room = text("; there is room for ", (in_keys ? keys : values)->pages, " pages in ",
+                                  in_keys ? "keys" : "values");
+    if (a.targets == nullptr)
+      return refused(text("range.targets is null, which puts page ", a.first_page + entry, " of sequence ",
+                          sequence, " at ", target, room));
+    return refused(text("range.targets[", sequence, "][", entry, "] is ", target, room));
   }
   return {};
 }
@@ -411,7 +452,7 @@ KvcalStatus kvcal_dequantise(const KvcalCodebook* codebook, uint32_t layer, cons
     if (codebook->device() == KVCAL_DEVICE_CUDA) return cuda_failure(dequantise_on_device(a, stream));
     if (stream != nullptr) return invalid("a stream, on the CPU");
     dequantise_on_cpu(a);
-    return find_refused(a);
+    return find_refused(a, keys, values);
   });
 }
 
@@ -421,6 +462,7 @@ KvcalStatus kvcal_counters(const KvcalCodebook* codebook, const KvcalCache* cach
     if (codebook == nullptr || cache == nullptr || counters == nullptr)
       return invalid("codebook, cache or counters is null");
     if (cache->counters == nullptr) return invalid("cache.counters is null");
+    if (std::string problem = codebook->place_problem(); !problem.empty()) return invalid(std::move(problem));
     if (codebook->device() == KVCAL_DEVICE_CUDA) {
       if (Checked failure = cuda_failure(read_counters_on_device(cache->counters, stream, counters)))
         return failure;

@@ -35,6 +35,14 @@ KVCAL_HOST_DEVICE void load_channels(const LayerView& layer, unsigned first, Key
   }
 }
 
+/// The delta of an outlier; counts one that is beyond fp16.
+KVCAL_HOST_DEVICE std::uint16_t counted_delta(float number, unsigned code, float scale, float zero,
+                                              const float* levels, std::uint32_t& saturated) {
+  const std::uint16_t read = read_code(code, scale, zero, levels);
+  if (is_too_far(number, read)) ++saturated;
+  return delta_of(number, read);
+}
+
 /// Of a row of keys each lane's codes, in pairs, to `codes`, and the deltas of its outliers. [kDim] of the head
 template <typename Warp, int kBits, unsigned kDim>
 KVCAL_WARP_BODY void encode_key_row(
@@ -63,9 +71,8 @@ KVCAL_WARP_BODY void encode_key_row(
       const float number = x[lane].x[i];
       if (number >= c.lower[i] && number <= c.upper[i]) continue;
       const float scale = half_to_float(affines[lane * kCount + i].scale);
-      const std::uint16_t read = read_code(code[i], scale, c.zero[i], scratch.levels);
-      deltas[lane].delta[i] = delta_of(number, read);
-      if (is_too_far(number, read)) ++met.saturated[lane];
+      deltas[lane].delta[i] =
+          counted_delta(number, code[i], scale, c.zero[i], scratch.levels, met.saturated[lane]);
     }
   });
 }
@@ -254,9 +261,8 @@ KVCAL_WARP_BODY void encode_value_row(Warp& warp, const ValueRange& range,
     for (unsigned i = 0; i < kCount; ++i) {
       const float number = x[lane].x[i];
       if (number >= range.lower && number <= range.upper) continue;
-      const std::uint16_t read = read_code(code[i], scale, zero, scratch.levels);
-      deltas[lane].delta[i] = delta_of(number, read);
-      if (is_too_far(number, read)) ++met.saturated[lane];
+      deltas[lane].delta[i] =
+          counted_delta(number, code[i], scale, zero, scratch.levels, met.saturated[lane]);
     }
   });
 }

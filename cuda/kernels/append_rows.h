@@ -14,8 +14,8 @@ struct AppendArguments {
   LayerView layer;
   CacheView cache;
   TableView table;
-  const std::int32_t* starts =
-      nullptr;  ///< [sequences + 1]: sequence i brings rows starts[i] to starts[i + 1]
+  /// [sequences + 1]: sequence i brings rows starts[i] to starts[i + 1].
+  const std::int32_t* starts = nullptr;
   const std::int32_t* lengths = nullptr;  ///< [sequences]: tokens that it had before
   std::uint32_t max_new_tokens = 0;       ///< no sequence brings more
   std::int64_t rows = 0;                  ///< of keys and values

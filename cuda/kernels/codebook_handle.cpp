@@ -35,7 +35,22 @@ std::span<const std::byte> KvcalCodebook::bytes() const {
 }
 
 std::string KvcalCodebook::move_to_device() {
-  return kvcal::codec::copy_to_device(flat_.data(), size_, &memory_);
+  using namespace kvcal::codec;
+  std::string problem = current_device(ordinal_);
+  if (problem.empty()) problem = copy_to_device(flat_.data(), size_, &memory_);
+  for (std::uint32_t i = 0; problem.empty() && i < header().layers; ++i) {
+    if (layer_problem(i).empty()) problem = load_kernels(header().bits, layer(i).key_dim, layer(i).value_dim);
+  }
+  return problem;
+}
+
+std::string KvcalCodebook::place_problem() const {
+  using namespace kvcal::codec;
+  if (device_ == KVCAL_DEVICE_CPU) return {};
+  int current = -1;
+  std::string problem = current_device(current);
+  if (!problem.empty() || current == ordinal_) return problem;
+  return text("the codebook lies on CUDA device ", ordinal_, ", the current one is ", current);
 }
 
 const KvcalFlatHeader& KvcalCodebook::header() const {

@@ -23,8 +23,10 @@ struct KvcalCodebook {
   KvcalCodebook& operator=(const KvcalCodebook&) = delete;
 
   [[nodiscard]] std::span<const std::byte> bytes() const;
-  /// What the CUDA runtime says, "" where all is well.
+  /// To the current device, and loads the kernels of its layers. What the CUDA runtime says, "" where all is well.
   [[nodiscard]] std::string move_to_device();
+  /// Why it cannot be used now: another device is current than the one it lies on. "": it can.
+  [[nodiscard]] std::string place_problem() const;
 
   [[nodiscard]] const KvcalFlatHeader& header() const;
   [[nodiscard]] KvcalDevice device() const { return device_; }
@@ -41,5 +43,6 @@ struct KvcalCodebook {
   std::vector<std::uint64_t> flat_;  // of 8 bytes, for what it holds is
   std::size_t size_;
   KvcalDevice device_;
+  int ordinal_ = -1;  // of the CUDA device
   void* memory_ = nullptr;
 };

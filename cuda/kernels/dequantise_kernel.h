@@ -30,8 +30,8 @@ struct DequantiseArguments {
   CacheView cache;
   TableView table;
   const std::int32_t* lengths = nullptr;  ///< [sequences]: tokens of each
-  const std::int32_t* targets =
-      nullptr;  ///< [sequences][pages]: pages to write; null: sequence * pages + page
+  /// [sequences][pages]: pages to write; null: sequence * pages + page.
+  const std::int32_t* targets = nullptr;
   std::uint32_t first_page = 0, pages = 0;  ///< of each sequence: which of its pages are read
   PagesView keys, values;                   ///< data null: not read
 };

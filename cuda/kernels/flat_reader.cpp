@@ -38,7 +38,9 @@ class Checker {
   [[nodiscard]] std::string problem_of(const KvcalFlatLayer& layer) const {
     constexpr std::uint32_t kMost = 1 << 20;
     if (layer.kv_heads > kMost || layer.key_dim > kMost || layer.value_dim > kMost)
-      return text("layer ", layer.index, ": its sizes are out of range");
+      return text("has wrong sizes: layer ", layer.index, " has ", layer.kv_heads,
+                  " kv heads and head dimensions ", layer.key_dim, " and ", layer.value_dim,
+                  "; each is at most ", kMost);
     const std::uint64_t channels = std::uint64_t{layer.kv_heads} * layer.key_dim;
     const std::uint64_t levels = std::uint64_t{1} << header_.bits;
     const std::uint64_t thresholds = header_.outlier_fraction > 0 ? 4 * channels : 0;
@@ -62,7 +64,8 @@ class Checker {
            bytes <= block_.size() - offset;
   }
   [[nodiscard]] std::string outside(const std::string& what, std::uint64_t offset) const {
-    return text(what, " at ", offset, " does not lie in the block of ", block_.size(), " bytes");
+    return text("has a wrong offset: ", what, " at ", offset, " does not lie in the block of ", block_.size(),
+                " bytes");
   }
 
   std::span<const std::byte> block_;

@@ -81,7 +81,7 @@ KVCAL_HOST_DEVICE constexpr float bits_float(std::uint32_t bits) {
 
 [[nodiscard]] KVCAL_HOST_DEVICE constexpr std::uint16_t float_to_half(float value) {
 #ifdef __CUDA_ARCH__
-  return __half_as_ushort(__float2half_rn(value));
+  return __half_as_ushort(__float2half_rn(value));  // a NaN is another NaN than the host's
 #else
   const std::uint32_t bits = float_bits(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000U;

@@ -7,7 +7,8 @@
  *   kvcal_counters()         what could not be kept
  *
  * C99. Nothing throws, nothing is printed; a status other than KVCAL_OK comes with a sentence, kvcal_last_error().
- * With KVCAL_DEVICE_CUDA, pointers marked [device] are to memory of the current CUDA device, calls only enqueue work on
+ * With KVCAL_DEVICE_CUDA, pointers marked [device] are to memory of the current CUDA device, which must be the one that was
+ * current when the codebook was opened; calls only enqueue work on
  * `stream`, and what is wrong with numbers that only the device sees (a page out of range, lengths that disagree) is left
  * out and counted: kvcal_counters() tells. With KVCAL_DEVICE_CPU all pointers are to host memory, the same source runs
  * lane by lane on the CPU, slowly, before the call returns, and such a thing is its status, too.
@@ -45,11 +46,10 @@ extern "C" {
 typedef enum KvcalStatus KVCAL_32_BITS {
   KVCAL_OK = 0,
   KVCAL_INVALID_ARGUMENT = 1, /* a null pointer, a number out of range, a type or layout that does not fit */
-  KVCAL_INVALID_CODEBOOK =
-      2,                  /* no flat codebook, of another version, damaged, or of sizes without a kernel */
-  KVCAL_INVALID_DATA = 3, /* a page, a row or a length out of range; the rest of the work is done */
-  KVCAL_NO_DEVICE = 4,    /* built without CUDA, or there is no driver or no device */
-  KVCAL_CUDA_ERROR = 5,   /* the CUDA runtime says so */
+  KVCAL_INVALID_CODEBOOK = 2, /* no flat codebook, of another version, damaged, or without a kernel */
+  KVCAL_INVALID_DATA = 3,     /* a page, a row or a length out of range; the rest of the work is done */
+  KVCAL_NO_DEVICE = 4,        /* built without CUDA, or there is no driver or no device */
+  KVCAL_CUDA_ERROR = 5,       /* the CUDA runtime says so */
   KVCAL_OUT_OF_MEMORY = 6
 } KvcalStatus;
 
@@ -77,8 +77,8 @@ typedef struct KvcalLayerInfo {
 /* The cache of one layer. */
 typedef struct KvcalCache {
   KvcalRecordLayout layout;
-  void*
-      records; /* [device] [pages][kv_heads][layout.record_bytes], any contents; aligned to 128, on the CPU to 16 */
+  /* [device] [pages][kv_heads][layout.record_bytes], any contents; aligned to 128, on the CPU to 16 */
+  void* records;
   uint64_t pages;
   /* Sinks are no part of the pages: who shares or moves a sequence's first page does the same with its slot. */
   void* key_sinks; /* [device] fp16 [sink_slots][kv_heads][sinks][key_dim], before RoPE; null without sinks */
@@ -140,7 +140,8 @@ KVCAL_API KvcalStatus kvcal_device_status(KvcalDevice device);
 /* flat: the bytes of one datatype (flat_format.h); they are copied. Sets *codebook to null where it fails. */
 KVCAL_API KvcalStatus kvcal_codebook_open(const void* flat, size_t bytes, KvcalDevice device,
                                           KvcalCodebook** codebook);
-/* Waits until the device is done with it. Null is allowed. */
+/* Waits until the device is done with it; a graph that captured calls with it must not be replayed after. Null is allowed.
+ * Neither open nor close while a graph is captured. */
 KVCAL_API void kvcal_codebook_close(KvcalCodebook* codebook);
 KVCAL_API KvcalStatus kvcal_codebook_info(const KvcalCodebook* codebook, KvcalCodebookInfo* info);
 /* layer: 0 to layers - 1, the codebook's own order. */

@@ -37,11 +37,14 @@ void dequantise_on_cpu(const DequantiseArguments& arguments, bool reversed = fal
 // What follows returns what the CUDA runtime says, "" where all is well. In a build without CUDA none but
 // device_problem() is called.
 
-/// Why there is no device to work on.
+/// Why the current device cannot be worked on.
 [[nodiscard]] std::string device_problem();
-/// A copy in the current device's memory; null where it fails.
+/// Loads the kernels of a layer, so that their first launch may be captured in a graph.
+[[nodiscard]] std::string load_kernels(unsigned bits, unsigned key_dim, unsigned value_dim);
+[[nodiscard]] std::string current_device(int& device);
+/// A copy in the current device's memory; null where it fails. Waits until it is there.
 [[nodiscard]] std::string copy_to_device(const void* from, std::size_t bytes, void** to);
-/// Waits for the device.
+/// Waits for what is on the default stream.
 [[nodiscard]] std::string copy_from_device(const void* from, std::size_t bytes, void* to);
 /// Waits for the device.
 void free_on_device(void* memory);

@@ -1,4 +1,7 @@
 # nvcc, for KVCAL_CUDA: for sm_80 and sm_90 unless CMAKE_CUDA_ARCHITECTURES names others.
+if(CMAKE_CUDA_FLAGS MATCHES "use_fast_math|ftz=true")
+  message(FATAL_ERROR "CMAKE_CUDA_FLAGS is '${CMAKE_CUDA_FLAGS}': the kernels must round as the host does, without fast math.")
+endif()
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
@@ -18,7 +21,7 @@ endif()
 set_target_properties(kvcal_kernel_objects PROPERTIES
   CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 target_compile_options(kvcal_kernel_objects PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --expt-extended-lambda -Xcompiler=-Wall,-Wextra,-ffp-contract=off>)
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --expt-extended-lambda -fmad=false -Xcompiler=-Wall,-Wextra,-ffp-contract=off>)
 if(KVCAL_WERROR)
   target_compile_options(kvcal_kernel_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Werror>)
 endif()

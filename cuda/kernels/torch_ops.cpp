@@ -64,6 +64,8 @@ std::int64_t open_codebook(const Tensor& flat, c10::Device device) {
     check_status(kvcal_device_status(KVCAL_DEVICE_CUDA));
     if (!device.has_index()) device = c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice();
     current_stream(device);  // throws where there is none
+    const c10::DeviceGuard guard(device);
+    check_status(kvcal_device_status(KVCAL_DEVICE_CUDA));  // of this one
   } else {
     device = c10::Device(c10::kCPU);  // cpu:0 is no other
   }
@@ -177,15 +179,29 @@ void dequantise_into(std::int64_t codebook, std::int64_t layer, at::IntArrayRef 
 
 // ---- Shapes alone, for torch.compile. No data and no codebook is looked at, so that sizes may be symbols.
 
-void append_meta(std::int64_t, std::int64_t, at::IntArrayRef, const Tensor&, const Tensor&, const Tensor&,
-                 const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                 c10::SymInt, const std::optional<Tensor>&) {}
+/// One meta tensor brings a call here: what it should write must be one, too, else nothing would be done and nobody told.
+void check_meta(const Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(
+      tensor.is_meta(), "kvcal: ", name, " is on ", tensor.device(),
+      ", and another argument is a meta tensor, which holds nothing; expected all or none on meta");
+}
+
+void append_meta(std::int64_t, std::int64_t, at::IntArrayRef, const Tensor& records, const Tensor& key_sinks,
+                 const Tensor& value_sinks, const Tensor& counters, const Tensor&, const Tensor&,
+                 const Tensor&, const Tensor&, const Tensor&, c10::SymInt, const std::optional<Tensor>&) {
+  check_meta(records, "records");
+  check_meta(key_sinks, "key_sinks");
+  check_meta(value_sinks, "value_sinks");
+  check_meta(counters, "counters");
+}
 
 std::tuple<Tensor, Tensor> dequantise_meta(std::int64_t, std::int64_t, at::IntArrayRef layout,
-                                           const Tensor& records, const Tensor&, const Tensor&, const Tensor&,
-                                           const Tensor& pages, const Tensor&, c10::SymInt,
-                                           c10::SymInt page_count, at::ScalarType dtype,
+                                           const Tensor& records, const Tensor&, const Tensor&,
+                                           const Tensor& counters, const Tensor& pages, const Tensor&,
+                                           c10::SymInt, c10::SymInt page_count, at::ScalarType dtype,
                                            const std::optional<Tensor>&) {
+  check_meta(records, "records");
+  check_meta(counters, "counters");
   const KvcalRecordLayout numbers = checked_layout(layout);
   TORCH_CHECK_VALUE(records.dim() == 3, "kvcal: records has ", records.dim(), " dimensions; expected 3");
   TORCH_CHECK_VALUE(pages.dim() == 2, "kvcal: pages has ", pages.dim(), " dimensions; expected 2");
@@ -198,9 +214,15 @@ std::tuple<Tensor, Tensor> dequantise_meta(std::int64_t, std::int64_t, at::IntAr
   return {make(numbers.key_dim), make(numbers.value_dim)};
 }
 
-void dequantise_into_meta(std::int64_t, std::int64_t, at::IntArrayRef, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, c10::SymInt, const std::optional<Tensor>&) {}
+void dequantise_into_meta(std::int64_t, std::int64_t, at::IntArrayRef, const Tensor& records, const Tensor&,
+                          const Tensor&, const Tensor& counters, const Tensor& keys, const Tensor& values,
+                          const Tensor&, const Tensor&, const Tensor&, c10::SymInt,
+                          const std::optional<Tensor>&) {
+  check_meta(records, "records");
+  check_meta(counters, "counters");
+  check_meta(keys, "keys");
+  check_meta(values, "values");
+}
 
 // ---- Autograd: nothing here has a gradient, and nobody is to believe that it does.
 

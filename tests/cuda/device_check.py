@@ -12,12 +12,13 @@ Steps, each with its command, exit status and seconds in the page:
   tests        all tests of the kernels with KVCAL_TEST_DEVICE=cuda: bytes and numbers are the CPU codec's, bit by bit
   memcheck     compute-sanitizer: each kernel x bits x head_dim at least once, no access that is out of bounds
   racecheck    the same; no hazard in shared memory
+  synccheck    the same; no barrier that is used wrongly
   torch        torch.ops.kvcal on CUDA tensors; optional: left out where there is no torch with CUDA, or the operators were not built
   benchmark    rates of append and dequantise, and the shares of the copy's bandwidth that the project requires
 
 The page (--out, default device_check.md in the build folder) is written however the steps end, --json's file too; where there is
-no device, neither. --dry-run runs nothing on a device: it checks that each program is there and that its filters match tests,
-and prints the commands.
+no device, or test_cuda was not built, neither. --dry-run runs nothing on a device: it checks that each program is there and that
+its filters match tests, and prints the commands.
 
 Exit status: 0 all was done and passed (--dry-run: could be done); 1 something failed or was not done; 2 usage; 3 only shares of
 the copy's bandwidth are below what is required; 4 no device.
@@ -43,7 +44,8 @@ SANITIZED = ("*/Kernels.WhatIsReadIsWhatTheCpuCodecReads/?bits_?x*_10permille:*/
              ":*/KernelsFuzz.RandomRecords*:CApiData.*")
 KERNELS = {(bits, dim) for bits in (2, 3, 4) for dim in (64, 128, 256)}
 LEAST_APPEND, LEAST_DEQUANTISE = "0.60", "0.80"
-SUMMARIES = {"memcheck": r"ERROR SUMMARY: 0 errors", "racecheck": r"RACECHECK SUMMARY: 0 hazards"}
+SUMMARIES = {"memcheck": r"ERROR SUMMARY: 0 errors", "racecheck": r"RACECHECK SUMMARY: 0 hazards",
+             "synccheck": r"ERROR SUMMARY: 0 errors"}
 PASSED, FAILED, NOT_DONE, LEFT_OUT, BELOW = "passed", "failed", "not done", "left out", "below what is required"
 NO_DEVICE = 4
 
@@ -195,8 +197,6 @@ def perform(step, timeout):
 
 def device_reason(step):
     """What the C API said, else the end of what the test printed."""
-    if step.problem:
-        return step.problem
     found = re.search(r"^kvcal_device_status: .*$", step.output, re.M)
     return found[0] if found else "\n".join(step.output.strip().splitlines()[-5:])
 
@@ -237,6 +237,9 @@ def check(options):
     steps = planned(options)
     perform(steps[0], options.timeout)
     if steps[0].outcome != PASSED:
+        if steps[0].problem:  # the test itself is missing, which tells nothing of a device
+            print("device_check.py: " + steps[0].problem, file=sys.stderr)
+            return 1
         print("device_check.py: no device: " + device_reason(steps[0]), file=sys.stderr)
         return NO_DEVICE
     bench = steps[-1]
@@ -300,7 +303,7 @@ def main():
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same, for programs")
     parser.add_argument("--python", default=sys.executable, help="a Python that has torch with CUDA, numpy and pytest; default: this one")
     parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="of each step; default: 1800")
-    parser.add_argument("--skip-sanitizer", action="store_true", help="memcheck and racecheck are not done; the exit status says so")
+    parser.add_argument("--skip-sanitizer", action="store_true", help="compute-sanitizer is not run; the exit status says so")
     parser.add_argument("--dry-run", action="store_true", help="check that all could be run, print the commands")
     options = parser.parse_args()
     options.build = options.build.resolve()

@@ -28,7 +28,7 @@ def test_a_dry_run_finds_all_that_it_would_run():
     done = device_check("--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    for step in ("device", "tests", "memcheck", "racecheck", "torch", "benchmark"):
+    for step in ("device", "tests", "memcheck", "racecheck", "synccheck", "torch", "benchmark"):
         assert f"\n{step}: " in "\n" + done.stdout
     assert "--tool racecheck --error-exitcode 9" in done.stdout
     assert "--require-append 0.60 --require-dequantise 0.80" in done.stdout
@@ -39,13 +39,20 @@ def test_a_dry_run_finds_all_that_it_would_run():
 def test_a_dry_run_says_that_there_is_no_sanitizer(tmp_path):
     done = device_check("--dry-run", path=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("there is no compute-sanitizer on PATH or beside nvcc") == 2
+    assert done.stdout.count("there is no compute-sanitizer on PATH or beside nvcc") == 3  # memcheck, racecheck, synccheck
 
 
 def test_a_dry_run_of_a_build_that_is_not_there_fails(tmp_path):
     done = device_check("--dry-run", build=tmp_path)
     assert done.returncode == 1
     assert f"{tmp_path.resolve()}/bin/test_cuda was not built" in done.stderr
+
+
+def test_where_nothing_was_built_no_device_is_missed(tmp_path):
+    done = device_check("--out", tmp_path / "page.md", build=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == f"device_check.py: {tmp_path.resolve()}/bin/test_cuda was not built\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_device_it_says_why_and_writes_no_page(tmp_path, monkeypatch):

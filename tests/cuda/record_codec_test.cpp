@@ -273,6 +273,49 @@ TEST(RecordCodecOf, TwoBitsHasTheseBytes) {
   expect_bytes(golden.record(layout), with_affines(expected, 512));
 }
 
+// 32 tokens of 64 channels in a page of 64, 3 bits. Keys: level 0 but for two places of the second tile; values: -1
+// (code 0) in channels 0 to 31 and 1 (code 7) in 32 to 63, so that 0.05 of outliers, whose thresholds are the places
+// 1.6 and 61.4 of a row's 64 sorted numbers, leave scale 1 and zero 0 and make no number an outlier but one of 3.
+TEST(RecordCodecOf, APageOf64HasTheseBytesInItsSecondTile) {
+  std::vector<float> keys(32 * 64, even_datatype(3).levels[0]), values(32 * 64, -1.0F);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (i % 64 >= 32) values[i] = 1;
+  // A tile's codes are 16 * 64 * 3 / 8 = 384 bytes: a lane's first two words at 8 l, the third at 256 + 4 l. Token 22 is
+  // row 6 of the second tile: g = 6. Channel 21 = 8 * 2 + 2 * 2 + 1: step 2, t = 2: lane 26, nibble 1 of word 2, at
+  // 384 + 256 + 4 * 26 = 744.
+  keys[22 * 64 + 21] = even_datatype(3).levels[6];
+  // An outlier of token 18, row 2 of its tile; channel 5 = 2 * 2 + 1: step 0, lane 10, nibble 1 of word 0, at 384 + 80.
+  // It reads as 7/8; 3 - 7/8 = 2.125 = 0x4040. A key's index counts rows of the tile: 2 * 64 + 5 = 0x85.
+  keys[18 * 64 + 5] = 3;
+  // An outlier of token 21 in channel 37 = 2 * 16 + 5, strip 2; its code stays 7, its delta is the same. A value's index
+  // counts tokens of the page: 21 * 16 + 5 = 341 = 0x155.
+  values[21 * 64 + 37] = 3;
+
+  const KvcalRecordLayout layout = make_record_layout(3, 64, 64, 64, 4, 4);
+  EXPECT_EQ(layout.value_codes, 1536U);     // 4 tiles of 384
+  EXPECT_EQ(layout.value_affines, 3072U);   // the same again
+  EXPECT_EQ(layout.key_outliers, 3328U);    // 64 * 4
+  EXPECT_EQ(layout.value_outliers, 3392U);  // 4 tiles * 4 slots * 4
+  EXPECT_EQ(layout.record_bytes, 3456U);    // 4 strips * 4 slots * 4: 27 * 128
+  std::map<std::size_t, unsigned> expected{{744, 0x60}, {464, 0x70}};
+  const auto put_slot = [&](std::size_t at, std::initializer_list<unsigned> bytes) {
+    for (const unsigned byte : bytes) expected[at++] = byte;
+  };
+  put_slot(3328 + 1 * 4 * 4, {0x85, 0x00, 0x40, 0x40});  // of tile 1
+  put_slot(3392 + 2 * 4 * 4, {0x55, 0x01, 0x40, 0x40});  // of strip 2
+  // Codes 7 in steps 2 and 3 of every lane. Step 2: the low three bits of word 2's nibbles; step 3: the top bit of the
+  // nibbles of words 0, 1 and 2. So words 0 and 1 are 0x88888888, and word 2 is 0xffffffff.
+  for (const std::size_t tile : {1536U, 1536U + 384U})
+    for (std::size_t i = 0; i < 384; ++i) expected[tile + i] = i < 256 ? 0x88 : 0xff;
+  // Of the tokens that there are: scale 1.
+  for (std::size_t t = 0; t < 32; ++t) expected[3072 + 4 * t + 1] = 0x3c;
+
+  const RecordPages pages = encode_records(keys, values, unit_layer(3, 0.1, 0.05), layout);
+  EXPECT_EQ(pages.counters.key_outliers, 1U);
+  EXPECT_EQ(pages.counters.value_outliers, 1U);
+  expect_bytes(pages.records, expected);
+}
+
 TEST(RecordCodecOf, WordsLieInGroupsOfFourThenTwo) {
   // Row 10 and channel 8 s + 2 are of lane 9 (g = 2, t = 1), register 1, its lower half: bit 0 of byte 1.
   const auto byte_of = [](const CodeTile& tile, std::size_t step) {

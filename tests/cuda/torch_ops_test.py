@@ -262,7 +262,7 @@ def wide(x):
 
 
 @pytest.mark.parametrize("name,change,message", [
-    ("records", lambda x: x[:0], "page"),
+    ("records", lambda x: x[:0], r"table.pages\[0\]\[0\] is \d; the cache has 0 pages"),
     ("records", lambda x: x.to(torch.int8), "records is of Char; expected Byte"),
     ("records", lambda x: x[..., :-1], r"records is of shape .* expected \[pages, kv_heads, record_bytes\]: \[any, 2, 1152\]"),
     ("records", lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), "records is not contiguous"),
@@ -272,29 +272,26 @@ def wide(x):
     ("counters", lambda x: x[:6], r"counters is of shape \[6\]; expected \[counters\]: \[7\]"),
     ("counters", lambda x: x.int(), "counters is of Int"),
     ("keys", lambda x: x.double(), "keys is of Double; expected float16, bfloat16 or float32"),
-    ("keys", lambda x: x[:, :1], r"keys is of shape"),
-    ("keys", lambda x: x.flatten(1), r"keys is of shape"),
+    ("keys", lambda x: x[:, :1], r"keys is of shape"), ("keys", lambda x: x.flatten(1), r"keys is of shape"),
     ("keys", wide, r"keys does not have its channels next to each other: pass it with .contiguous\(\)"),
     ("keys", lambda x: torch.nn.functional.pad(x, (0, 4))[..., :DIM], r"keys has stride 68 .* pass it with .contiguous\(\)"),
     ("values", lambda x: torch.cat([x.flatten(), x.flatten()[:1]])[1:].view_as(x), r"values begins .* 16 bytes.*clone"),
     ("values", lambda x: x[:-1], "as many rows as keys"),
-    ("pages", lambda x: x.long(), "pages is of Long; expected Int"),
-    ("pages", lambda x: x[0], r"pages is of shape"),
+    ("pages", lambda x: x.long(), "pages is of Long; expected Int"), ("pages", lambda x: x[0], r"pages is of shape"),
     ("starts", lambda x: x[:-1], r"starts is of shape \[2\]; expected \[sequences \+ 1\]: \[3\]"),
-    ("lengths", lambda x: x[:-1], r"lengths is of shape"),
-    ("lengths", lambda x: x.float(), "lengths is of Float"),
+    ("lengths", lambda x: x[:-1], r"lengths is of shape"), ("lengths", lambda x: x.float(), "lengths is of Float"),
     ("sink_slots", lambda x: x[:1], r"sink_slots is of shape"),
-    ("sink_slots", lambda x: x + 5, "sink slots"),
+    ("sink_slots", lambda x: x + 5, r"table.sink_slots\[0\] is 6; the cache has 2 sink slots"),
     ("max_new_tokens", lambda x: -1, "max_new_tokens is -1"),
     ("max_new_tokens", lambda x: 2**32 + 20, "max_new_tokens is 4294967316"),
     ("max_new_tokens", lambda x: 21, "max_new_tokens is 21 of 20 rows"),
-    ("max_new_tokens", lambda x: 5, "max_new_tokens is 5"),
-    ("starts", lambda x: x + 1, "rows 1 to 21"),
-    ("starts", lambda x: -x, "rows 0 to -20"),
-    ("lengths", lambda x: x - 1, "after -1 tokens"),
-    ("lengths", lambda x: x + 60, "beyond max_pages"),
-    ("pages", lambda x: x + 1000, "none of the cache's 8"),
-    ("pages", lambda x: -1 - x, "none of the cache's 8"),
+    ("max_new_tokens", lambda x: 5, "sequence 0 brings 20 tokens; tokens.max_new_tokens is 5"),
+    ("starts", lambda x: x + 1, r"tokens.starts\[1\] is 21; tokens.rows is 20"),
+    ("starts", lambda x: -x, r"tokens.starts\[1\] is -20, less than tokens.starts\[0\], 0"),
+    ("lengths", lambda x: x - 1, r"tokens.lengths\[0\] is -1; at least 0"),
+    ("lengths", lambda x: x + 60, "sequence 0 needs page 4; max_pages is 4"),
+    ("pages", lambda x: x + 1000, r"table.pages\[0\]\[0\] is 100\d; the cache has 8 pages"),
+    ("pages", lambda x: -1 - x, r"table.pages\[0\]\[0\] is -\d; the cache has 8 pages"),
 ])
 def test_an_append_that_does_not_fit_names_the_argument(cache, name, change, message):
     keys, values = map(torch.from_numpy, numbers(20, 5))
@@ -312,8 +309,8 @@ def test_an_append_that_does_not_fit_names_the_argument(cache, name, change, mes
     ({"page_count": 2**40}, "page_count is 1099511627776"),
     ({"dtype": torch.float64}, "dtype is of Double"),
     ({"lengths": torch.tensor([70, 0], dtype=torch.int32)}, None),
-    ({"pages": torch.full((2, 4), 8, dtype=torch.int32)}, "none of the cache's 8"),
-    ({"sink_slots": torch.tensor([-1, 0], dtype=torch.int32)}, "sink slots"),
+    ({"pages": torch.full((2, 4), 8, dtype=torch.int32)}, r"table.pages\[0\]\[0\] is 8; the cache has 8 pages"),
+    ({"sink_slots": torch.tensor([-1, 0], dtype=torch.int32)}, r"table.sink_slots\[0\] is -1; the cache has 2"),
 ])
 def test_a_dequantise_that_does_not_fit_names_the_argument(change, message):
     made, *_ = filled()
@@ -326,29 +323,40 @@ def test_a_dequantise_that_does_not_fit_names_the_argument(change, message):
 
 def test_targets_that_do_not_fit():
     made, *_ = filled()
-    own = torch.zeros(2, PAGE, HEADS, DIM)
-    targets = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
+    own, targets = torch.zeros(2, PAGE, HEADS, DIM), torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
 
     def read(keys=own, values=own.clone(), targets=targets):
         ops.dequantise_into(*made.where(), *made.state(), keys, values, made.pages, made.lengths, targets, 0, made.sink_slots)
 
-    with pytest.raises(ValueError, match="no room for it in keys"):
+    with pytest.raises(ValueError, match=r"range.targets\[1\]\[0\] is 2; there is room for 2 pages in keys"):
         read()
     assert made.counters[REFUSED] > 0
-    for change, message in (({"keys": own[:, :8]}, "keys is of shape"), ({"values": own.double()}, "values is of Double"),
-                            ({"keys": own[:1].expand(2, -1, -1, -1)}, "keys is expanded in dimension 0|keys has stride"),
-                            ({"targets": targets.long()}, "targets is of Long"), ({"targets": targets[:1]}, "targets is of shape")):
+    for change, message in (
+            ({"keys": own[:, :8]}, "keys is of shape"), ({"values": own.double()}, "values is of Double"),
+            ({"keys": own[:1].expand(2, -1, -1, -1)}, "keys is expanded in dimension 0|keys has stride"),
+            ({"targets": targets.long()}, "targets is of Long"), ({"targets": targets[:1]}, "targets is of shape")):
         with pytest.raises(ValueError, match=message):
             read(**change)
 
 
+def test_a_meta_tensor_among_others_is_refused():
+    """Nothing would be done, and nobody told."""
+    for op, arguments in calls():
+        tensors = [i for i, x in enumerate(arguments) if isinstance(x, torch.Tensor)]
+        for alone in tensors:  # records comes first; of it the others tell
+            name = "counters|key_sinks" if alone == tensors[0] else "records"
+            with pytest.raises(ValueError, match=f"kvcal: ({name}) is on cpu, and another argument is a meta tensor"):
+                op(*(x.to("meta") if i == alone else x for i, x in enumerate(arguments)))
+        op(*(x.to("meta") if i in tensors else x for i, x in enumerate(arguments)))  # shapes alone
+
+
 def test_a_block_that_is_no_codebook_is_refused():
-    good, cpu = flat_codebook(), torch.device("cpu")
-    damaged = good.clone()
+    good, damaged, cpu = flat_codebook(), flat_codebook(), torch.device("cpu")
     damaged[-70] ^= 1
-    for flat, message in ((good[:0], "flat is null"), (good[:100], "is no flat codebook"), (flat_codebook(version=2), "version 2; expected 1"),
-                          (damaged, "checksum"), (good[:-1], "is not whole"), (good.int(), "flat is of Int"),
-                          (good[None], "flat is of shape"), (good[::2], "flat is not contiguous")):
+    for flat, message in (
+            (good[:0], "flat is null"), (good[:100], "is no flat codebook"), (flat_codebook(version=2), "version 2; expected 1"),
+            (damaged, "checksum"), (good[:-1], "is not whole"), (good.int(), "flat is of Int"), (good[None], "flat is of shape"),
+            (good[::2], "flat is not contiguous")):
         with pytest.raises(ValueError, match=message):
             ops.open_codebook(flat, cpu)
     with pytest.raises(ValueError, match="device is meta"):
@@ -365,9 +373,9 @@ def test_without_a_gpu_a_codebook_for_one_is_refused():
         ops.open_codebook(flat_codebook(), torch.device("cuda"))
 
 
-@pytest.mark.parametrize("arguments,message", [((1, PAGE), "layer 1; the codebook has 1"), ((-1, PAGE), "layer is -1"),
-                                               ((0, 32), "page_tokens is 32"), ((0, PAGE, 3), "key_slots is 3"),
-                                               ((0, PAGE, 4, 68), "value_slots is 68"), ((0, 2**32 + 16), "page_tokens is 4294967312")])
+@pytest.mark.parametrize("arguments,message", [
+    ((1, PAGE), "layer 1; the codebook has 1"), ((-1, PAGE), "layer is -1"), ((0, 32), "page_tokens is 32"),
+    ((0, PAGE, 3), "key_slots is 3"), ((0, PAGE, 4, 68), "value_slots is 68"), ((0, 2**32 + 16), "page_tokens is 4294967312")])
 def test_a_layout_that_there_is_not(cache, arguments, message):
     with pytest.raises(ValueError, match=message):
         ops.record_layout(cache.codebook, *arguments)
@@ -406,22 +414,22 @@ def test_what_requires_a_gradient_is_refused_unless_gradients_are_off(cache):
 
 # ---- torch.compile.
 
-def append_arguments(made, tokens=20):
-    keys, values = (torch.from_numpy(x).half() for x in numbers(tokens, 7))
-    starts = torch.tensor([0, tokens, tokens], dtype=torch.int32)
-    return (*made.where(), *made.state(), keys, values, made.pages, starts, made.lengths, tokens, made.sink_slots)
+def calls():
+    """Each operator with arguments for it; sink_slots, which may be left out, last."""
+    made, *_ = filled((5, 3))
+    keys, values = (torch.from_numpy(x).half() for x in numbers(20, 7))
+    starts, targets = torch.tensor([0, 20, 20], dtype=torch.int32), torch.arange(6, dtype=torch.int32).reshape(2, 3)
+    own = torch.zeros(2, 8, PAGE, HEADS, DIM, dtype=torch.float16)
+    rest = ((ops.append, (keys, values, made.pages, starts, made.lengths, 20)),
+            (ops.dequantise, (made.pages, made.lengths, 0, 3, torch.bfloat16)),
+            (ops.dequantise_into, (own[0], own[1], made.pages, made.lengths, targets, 0)))
+    return [(op, (*made.where(), *made.state(), *given, made.sink_slots)) for op, given in rest]
 
 
 def test_opcheck():
-    made, *_ = filled((5, 3))
-    torch.library.opcheck(ops.append.default, append_arguments(made))
-    read = (*made.where(), *made.state(), made.pages, made.lengths, 0, 3, torch.bfloat16)
-    torch.library.opcheck(ops.dequantise.default, (*read, made.sink_slots))
-    torch.library.opcheck(ops.dequantise.default, read)
-    own = torch.zeros(2, 8, PAGE, HEADS, DIM, dtype=torch.float16)
-    targets = torch.arange(6, dtype=torch.int32).reshape(2, 3)
-    torch.library.opcheck(ops.dequantise_into.default, (*made.where(), *made.state(), own[0], own[1], made.pages, made.lengths,
-                                                        targets, 0, made.sink_slots))
+    for op, arguments in calls():
+        torch.library.opcheck(op.default, arguments)
+        torch.library.opcheck(op.default, arguments[:-1])
 
 
 def test_the_fake_shapes_are_the_real_ones():
