@@ -1,8 +1,10 @@
 // kvcal export: hand a codebook, or scales of the same calibration, to another system.
+#include <algorithm>
 #include <array>
 #include <filesystem>
-#include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "apps/command_line.h"
 #include "apps/commands.h"
@@ -76,10 +78,10 @@ void add_options(CommandLine& line, ExportArguments& arguments) {
          [&options](const std::string& name) { options.scope = base::parse_choice("--per", name, kScopes); },
          "What shares a scale: channel, head or tensor; by default what the format has usually")
       ->type_name("NAME");
-  app.add_option("--clip", options.clip,
-                 "The threshold that a scale is made of: best (the default), which leaves the least error "
-                 "weighted by "
-                 "sensitivity; a quantile such as 99.99%; or max")
+  app.add_option_function<std::string>(
+         "--clip", [&options](const std::string& rule) { options.clip = rule; },
+         "The threshold that a scale is made of: best (the default), which leaves the least error "
+         "weighted by sensitivity; a quantile such as 99.99%; or max")
       ->type_name("RULE");
   app.add_flag(
       "--measured-keys", options.measured_keys,
@@ -107,7 +109,9 @@ std::string check_text(const std::filesystem::path& path, const formats::ExportC
   std::string text = concat(path.string(), ", ", check.format, ": ", check.scales, " scales");
   if (check.smallest)
     text += concat(", ", format_number(*check.smallest, 4), " to ", format_number(*check.largest, 4));
-  text += check.problems.empty() ? ", nothing wrong\n" : concat(", ", check.problems.size(), " problems\n");
+  text += check.problems.empty() ? ", nothing wrong\n"
+                                 : concat(", ", check.problems.size(),
+                                          check.problems.size() == 1 ? " problem\n" : " problems\n");
   for (const formats::ScaleFinding& problem : check.problems)
     text += concat("  ", problem.name, ": ", problem.problem, "\n");
   return text;
@@ -124,12 +128,28 @@ Json check_json(const formats::ExportCheck& check) {
           {"largest", check.largest ? Json(*check.largest) : Json(nullptr)}};
 }
 
+// A check takes FILE and --json, and what every command takes.
+void check_alone(const ExportArguments& arguments, const CLI::App& app) {
+  if (arguments.check.empty())
+    throw base::WrongUsage("--check needs a path: name the folder or file that an export wrote");
+  constexpr std::array<std::string_view, 5> kTaken = {"check", "json", "config", "quiet", "verbose"};
+  std::string others;
+  for (const CLI::Option* option : app.get_options()) {
+    const std::vector<std::string>& names = option->get_lnames();
+    if (option->count() == 0 || names.empty() || std::ranges::find(kTaken, names.front()) != kTaken.end())
+      continue;
+    others += concat(others.empty() ? "" : ", ", "--", names.front());
+  }
+  if (others.empty()) return;
+  throw base::WrongUsage(
+      concat("--check reads what an export wrote and takes FILE and --json only; leave out ", others));
+}
+
 int run_check(const ExportArguments& arguments) {
-  std::optional<formats::Codebook> codebook;
-  if (!arguments.options.codebook.empty()) codebook = formats::read_codebook(arguments.options.codebook);
-  const formats::ExportCheck check = formats::check_export(arguments.check, codebook ? &*codebook : nullptr);
+  const formats::ExportCheck check = calib::check_exported(arguments.check, arguments.options.codebook);
   if (arguments.json.wanted()) arguments.json.write(check_json(check));
-  if (!arguments.json.to_stdout()) print(check_text(arguments.check, check));
+  const bool quiet = arguments.verbosity == Verbosity::kQuiet && check.problems.empty();
+  if (!arguments.json.to_stdout() && !quiet) print(check_text(arguments.check, check));
   return check.problems.empty() ? kDone : kLimitNotMet;
 }
 
@@ -151,9 +171,8 @@ int run_export(const std::vector<std::string>& arguments) {
   line.add_json(parsed.json);
   line.add_verbosity(parsed.verbosity);
   if (!line.parse(arguments)) return kDone;
-  if (!parsed.check.empty()) {
-    if (!options.format.empty() || !options.out.empty() || !options.into.empty())
-      throw base::WrongUsage("--check reads what an export wrote; leave out --format, --out and --into");
+  if (line.app().count("--check") > 0) {
+    check_alone(parsed, line.app());
     parsed.json.check({options.codebook, parsed.check});
     return run_check(parsed);
   }
@@ -167,7 +186,8 @@ int run_export(const std::vector<std::string>& arguments) {
   const formats::ExportReport report = calib::export_codebook(options);
   for (const std::string& warning : report.warnings) log_warning(warning);
   if (parsed.json.wanted()) parsed.json.write(report_json(options, report));
-  if (!parsed.json.to_stdout()) print(report_text(report));
+  const bool text_wanted = !parsed.json.to_stdout() && parsed.verbosity != Verbosity::kQuiet;
+  if (text_wanted) print(report_text(report));
   return kDone;
 }
 

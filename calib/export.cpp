@@ -4,8 +4,10 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <string_view>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "calib/export_flat.h"
 #include "calib/open_session.h"
 #include "formats/export/merge.h"
@@ -21,6 +23,79 @@ const formats::ExportTarget& find_target(const std::string& name) {
   for (const formats::ExportTarget& target : targets)
     known += base::concat(known.empty() ? "" : ", ", target.name);
   throw base::WrongUsage(base::concat("--format is '", name, "'; there are ", known));
+}
+
+// Of formats that hold a datatype, of those that hold scales, and of those that lie beside a model.
+void check_content(const ExportOptions& options, const formats::ExportTarget& target) {
+  const auto refuse = [&target](bool given, std::string_view option, std::string_view why) {
+    if (!given) return;
+    throw base::WrongUsage(
+        base::concat("--format ", target.name, " takes no ", option, ": ", why, "; leave it out"));
+  };
+  const bool whole = target.content == formats::ExportContent::codebook;
+  constexpr std::string_view kWhole = "it holds the whole codebook";
+  if (target.content != formats::ExportContent::scales) {
+    const std::string_view why = whole ? kWhole : "it holds no scales";
+    refuse(options.type.has_value(), "--type", why);
+    refuse(options.scope.has_value(), "--per", why);
+    refuse(options.clip.has_value(), "--clip", why);
+    refuse(options.measured_keys, "--measured-keys", why);
+  }
+  refuse(options.copy && !target.needs_model, "--copy", "it links no files of a model");
+}
+
+// A datatype may be named whatever is exported, so that one command line serves all formats.
+void warn_of_method(const ExportOptions& options, const formats::ExportTarget& target,
+                    formats::ExportReport& report) {
+  if (options.method.empty() || target.content == formats::ExportContent::datatypes) return;
+  const bool whole = target.content == formats::ExportContent::codebook;
+  report.warnings.push_back(
+      base::concat("--method ", options.method, " changes nothing of ", target.name, ": ",
+                   whole ? "it holds the whole codebook" : "its scales belong to no datatype"));
+}
+
+void check_into(const ExportOptions& options, const formats::ExportTarget& target) {
+  if (!target.merges) {
+    std::string known;
+    for (const formats::ExportTarget& other : export_targets())
+      if (other.merges) known += base::concat(known.empty() ? "" : ", ", other.name);
+    throw base::WrongUsage(
+        base::concat("--format ", target.name, " cannot be merged with --into; ", known, " can"));
+  }
+  if (options.out.empty() && options.model.empty() && !options.copy && !options.force) return;
+  throw base::WrongUsage(
+      "--into changes a checkpoint in place, of which shapes alone are compared; leave out --out, --model, "
+      "--copy and --force");
+}
+
+void check_model_options(const ExportOptions& options, const formats::ExportTarget& target) {
+  if (target.needs_model && options.model.empty()) {
+    throw base::WrongUsage(base::concat("--format ", target.name,
+                                        " takes the model's own files; name their folder with --model"));
+  }
+  if (!options.force || target.needs_model) return;
+  throw base::WrongUsage(base::concat(
+      "--format ", target.name, " takes no --force ",
+      options.model.empty() ? "without --model: nothing is compared; leave it out"
+                            : "with --model: it takes of the model only the comparison; leave out both"));
+}
+
+// An option without effect is refused: who gives it counts on what it would do elsewhere.
+void check_options(const ExportOptions& options, const formats::ExportTarget& target) {
+  if (!options.into.empty()) check_into(options, target);
+  check_content(options, target);
+  if (options.into.empty()) check_model_options(options, target);
+}
+
+// What formats/ says of a layer is said of the file that it was read from.
+template <typename Work>
+auto naming_file(const std::filesystem::path& codebook, const Work& work) {
+  try {
+    return work();
+  } catch (const base::InvalidInput& error) {
+    if (!std::string_view(error.what()).starts_with("layer ")) throw;
+    throw base::InvalidInput(base::concat(codebook.string(), ": ", error.what()));
+  }
 }
 
 formats::DatatypeChoice find_method(const formats::Codebook& codebook, const std::string& name) {
@@ -45,7 +120,7 @@ formats::ScaleChoice scale_choice(const ExportOptions& options, const formats::E
   choice.type = options.type.value_or(choice.type);
   choice.scope = options.scope.value_or(choice.scope);
   choice.measured_keys = options.measured_keys;
-  const std::string& text = options.clip;
+  const std::string text = options.clip.value_or("best");
   choice.clip = text == "max"    ? formats::Clip::max
                 : text == "best" ? formats::Clip::best
                                  : formats::Clip::quantile;
@@ -79,21 +154,16 @@ void check_out(const std::filesystem::path& out) {
   }
 }
 
-formats::ExportReport merge(const ExportOptions& options, const formats::ExportTarget& target,
-                            const formats::Codebook& codebook) {
-  if (!target.merges) {
-    std::string known;
-    for (const formats::ExportTarget& other : export_targets())
-      if (other.merges) known += base::concat(known.empty() ? "" : ", ", other.name);
-    throw base::WrongUsage(
-        base::concat("--format ", target.name, " cannot be merged with --into; ", known, " can"));
+// The session's folder, which is nobody's to change.
+std::filesystem::path model_folder(const ExportOptions& options, const formats::Codebook& codebook) {
+  const Session session = open_session(options.model, DtypeChoice::float32, 1);
+  const std::filesystem::path& folder = session.folder.path;
+  if (base::lies_in(options.out, folder)) {
+    throw base::WrongUsage(base::concat("--out ", options.out.string(), " lies in the model's folder ",
+                                        folder.string(), "; name a place elsewhere"));
   }
-  if (!options.out.empty() || !options.model.empty() || options.copy || options.force)
-    throw base::WrongUsage(
-        "--into changes a checkpoint in place, of which shapes alone are compared; leave out --out, --model, "
-        "--copy and "
-        "--force");
-  return formats::merge_scales(codebook, scale_choice(options, target), options.into, target.name);
+  if (!options.force) check_same_model(codebook, options.codebook, session);
+  return folder;
 }
 
 }  // namespace
@@ -109,23 +179,31 @@ const std::vector<formats::ExportTarget>& export_targets() {
 
 formats::ExportReport export_codebook(const ExportOptions& options) {
   const formats::ExportTarget& target = find_target(options.format);
+  check_options(options, target);
   const formats::Codebook codebook = formats::read_codebook(options.codebook);
-  if (!options.into.empty()) return merge(options, target, codebook);
+  if (!options.into.empty()) {
+    const formats::ScaleChoice choice = scale_choice(options, target);
+    formats::ExportReport report = naming_file(
+        options.codebook, [&] { return formats::merge_scales(codebook, choice, options.into, target.name); });
+    warn_of_method(options, target, report);
+    return report;
+  }
   formats::ExportRequest request{codebook, options.out, {}, {}, {}, options.copy};
   if (target.content == formats::ExportContent::datatypes)
     request.datatype = find_method(codebook, options.method);
   if (target.content == formats::ExportContent::scales) request.scales = scale_choice(options, target);
-  if (target.needs_model && options.model.empty()) {
-    throw base::WrongUsage(base::concat("--format ", target.name,
-                                        " takes the model's own files; name their folder with --model"));
-  }
-  if (!options.model.empty()) {
-    const Session session = open_session(options.model, DtypeChoice::float32, 1);
-    if (!options.force) check_same_model(codebook, options.codebook, session);
-    request.model = session.folder.path;
-  }
+  if (!options.model.empty()) request.model = model_folder(options, codebook);
   check_out(options.out);
-  return target.write(request);
+  formats::ExportReport report = naming_file(options.codebook, [&] { return target.write(request); });
+  warn_of_method(options, target, report);
+  return report;
+}
+
+formats::ExportCheck check_exported(const std::filesystem::path& exported,
+                                    const std::filesystem::path& codebook) {
+  if (codebook.empty()) return formats::check_export(exported, nullptr);
+  const formats::Codebook held = formats::read_codebook(codebook);
+  return naming_file(codebook, [&] { return formats::check_export(exported, &held); });
 }
 
 }  // namespace kvcal::calib

@@ -1,9 +1,16 @@
 #include "calib/export_flat.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "base/error.h"
 #include "base/new_file.h"
 #include "calib/validate/methods/codec_storage.h"
 #include "cuda/flat_codebook.h"
+#include "cuda/kernels/launch.h"
+#include "cuda/kernels/record_format.h"
 
 namespace kvcal::calib {
 namespace {
@@ -32,6 +39,33 @@ codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::
   return flat;
 }
 
+// Of what kvcal's own kernels do otherwise than the calibration, or refuse; another's may take it.
+std::vector<std::string> kernel_warnings(const codec::FlatCodebook& flat) {
+  std::vector<std::string> warnings;
+  const bool several =
+      std::ranges::any_of(flat.layers, [](const codec::FlatLayer& l) { return l.kv_heads > 1; });
+  if (several && !flat.value_per_head) {
+    warnings.emplace_back(
+        "values were fitted with thresholds over all heads; kvcal's kernels find them in each: "
+        "calibrate with --value-scope head");
+  }
+  const auto bits = static_cast<unsigned>(flat.layers.front().key.bits);
+  if (!codec::has_kernel(bits, 64))  // of any size of a head
+    warnings.push_back(concat("kvcal's kernels take 2, 3 and 4 bits; this datatype has ", bits));
+  const std::string sizes = concat("kvcal's kernels take head dimensions 64, 128 and 256 and up to ",
+                                   KVCAL_TILE_TOKENS, " sinks; ");
+  for (const codec::FlatLayer& layer : flat.layers) {
+    const auto lacks = [](std::uint32_t dim) { return !codec::has_kernel(2, dim); };  // with any bits
+    if (!lacks(layer.key_dim) && !lacks(layer.value_dim)) continue;
+    warnings.push_back(concat(sizes, "layer ", layer.index, " has ",
+                              lacks(layer.key_dim) ? layer.key_dim : layer.value_dim));
+    break;  // most models have one size for all layers
+  }
+  if (flat.sinks > KVCAL_TILE_TOKENS)
+    warnings.push_back(concat(sizes, "this codebook has ", flat.sinks, " sinks"));
+  return warnings;
+}
+
 formats::ExportReport write(const formats::ExportRequest& request) {
   const formats::Codebook& codebook = request.codebook;
   codec::FlatCodebook flat;
@@ -46,8 +80,11 @@ formats::ExportReport write(const formats::ExportRequest& request) {
   base::write_file_atomically(request.out, codec::flat_bytes(flat));
   formats::ExportReport report;
   report.files = {request.out};
+  report.serve =
+      concat("kvcal_codebook_open(<bytes of ", request.out.string(), ">, ...), see docs/kernels.md");
   report.needs = concat("cuda/kernels/flat_format.h, version ", KVCAL_FLAT_VERSION, "; no library");
   report.beware = "keys are quantised before RoPE: rotate what is read back, never what is stored";
+  report.warnings = kernel_warnings(flat);
   return report;
 }
 

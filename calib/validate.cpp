@@ -91,6 +91,13 @@ std::vector<std::string> judge_inputs(const ValidationJob& job) {
   }
   if (!job.codebook) return warnings;
   const formats::CalibrationInfo& calibration = job.codebook->calibration;
+  const bool paged = std::ranges::any_of(job.methods, [](const NamedMethod& method) {
+    return method.name.ends_with(kPagedSuffix) || method.name.ends_with(kKernelsSuffix);
+  });
+  if (paged && calibration.value_scope != "head")
+    warnings.emplace_back(
+        "pages find a value's thresholds for each kv head, and this codebook was fitted to those over all "
+        "heads: calibrate with --value-scope head for a cache in pages");
   if (calibration.tokens_sha256 == job.session.windows.sha256())
     warnings.emplace_back(
         "these tokens are those that the codebook was calibrated on; what it costs on others shows "

@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "formats/export/export_target.h"
 #include "formats/internal/export_check.h"
+#include "formats/internal/export_kind.h"
 #include "formats/internal/json.h"
 #include "formats/internal/kv_scales.h"
 
@@ -112,6 +113,40 @@ void find_outside(const Scales& scales, const std::vector<Range>& ranges, Scaled
                      ", the codebook's numbers say ", ranges[first].low, " to ", ranges[first].high, ")"));
 }
 
+/// Whether a value stands from `begin` to `end`: in a list, or behind a key.
+bool is_value(std::string_view text, std::size_t begin, std::size_t end) {
+  constexpr std::string_view kSpace = " \t\r\n";
+  const std::size_t before = begin == 0 ? std::string_view::npos : text.find_last_not_of(kSpace, begin - 1);
+  const std::size_t after = text.find_first_not_of(kSpace, end);
+  constexpr std::string_view kBefore = ":[,", kAfter = ",]}";
+  return before != std::string_view::npos && after != std::string_view::npos &&
+         kBefore.find(text[before]) != std::string_view::npos &&
+         kAfter.find(text[after]) != std::string_view::npos;
+}
+
+/// The constants that Python's json takes and writes beyond JSON, in quotes.
+std::string with_quoted_constants(std::string_view text) {
+  std::string quoted;
+  quoted.reserve(text.size());
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto constant = [&](std::string_view word) {
+      if (in_string || !text.substr(i).starts_with(word) || !is_value(text, i, i + word.size())) return false;
+      quoted.append("\"").append(word).append("\"");
+      i += word.size() - 1;
+      return true;
+    };
+    const char c = text[i];
+    if ((c == 'N' && constant("NaN")) || (c == 'I' && constant("Infinity")) ||
+        (c == '-' && constant("-Infinity")))
+      continue;
+    if (c == '"') in_string = !in_string;
+    quoted += c;
+    if (c == '\\' && in_string && i + 1 < text.size()) quoted += text[++i];
+  }
+  return quoted;
+}
+
 }  // namespace
 
 json read_object(const fs::path& path) {
@@ -122,7 +157,7 @@ json read_object(const fs::path& path) {
         concat(path.string(), ": not JSON: not UTF-8 text; name a file that was exported as JSON"));
   json parsed;
   try {
-    parsed = parse_json(text, path.string());
+    parsed = parse_json(with_quoted_constants(text), path.string());
   } catch (const InvalidInput& error) {
     throw InvalidInput(concat(error.what(), "; export it anew"));
   }
@@ -159,6 +194,10 @@ std::optional<int> count_of(const json* value, int limit) {
     return std::nullopt;
   const auto number = value->get<std::int64_t>();
   return number < 0 || number > limit ? std::nullopt : std::optional(static_cast<int>(number));
+}
+
+std::string counted(std::size_t count, std::string_view one) {
+  return concat(count, " ", one, count == 1 ? "" : "s");
 }
 
 std::string_view tensor_name(bool value) {
@@ -224,7 +263,7 @@ void compare(const Scales& scales, const Codebook& codebook, ScaleScope scope, S
   const std::vector<Range> ranges = ranges_of(*layer, *tensor, scope, type);
   if (ranges.size() != scales.numbers.size()) {
     add_finding(check, scales.name,
-                concat("has ", scales.numbers.size(), " numbers, the codebook ", ranges.size(),
+                concat("has ", counted(scales.numbers.size(), "number"), ", the codebook ", ranges.size(),
                        ": of another model"));
     return;
   }
@@ -241,8 +280,11 @@ ExportCheck check_export(const std::filesystem::path& path, const Codebook* code
       "name a model's folder with scales, or a scale file of onnx-genai (JSON)";
   if (!export_check::is_there(path))
     throw base::InvalidInput(base::concat(path.string(), ": there is no such file or folder; ", kRemedy));
-  if (!fs::is_regular_file(path, error) || path.extension() == ".safetensors")
-    throw base::InvalidInput(base::concat(path.string(), ": neither a folder nor JSON; ", kRemedy));
+  if (!fs::is_regular_file(path, error))
+    throw base::InvalidInput(base::concat(path.string(), ": neither a folder nor a file; ", kRemedy));
+  const std::string kind = export_check::kind_without_scales(export_check::head_of(path));
+  if (!kind.empty())
+    throw base::InvalidInput(base::concat(path.string(), ": is ", kind, "; ", export_check::kCheckable));
   return export_check::check_scale_file(path, codebook);
 }
 

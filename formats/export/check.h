@@ -38,7 +38,7 @@ struct ExportCheck {
 /// Of a JSON file: layers, lengths, qmax and the values.
 /// With a codebook (else null) also whether it has as many layers and heads, and whether each scale's threshold lies
 /// between the 0.9 quantile and the maximum of its magnitudes.
-/// Throws InvalidInput naming the file and what to do: neither of the two, damaged JSON or safetensors, a config.json
+/// Throws InvalidInput naming the file and what to do: neither of the two (told by its first bytes, with what it is), damaged JSON or safetensors, a config.json
 /// without the number of layers, a folder without any scales, a codebook without magnitudes (a schema before 1.2).
 [[nodiscard]] ExportCheck check_export(const std::filesystem::path& path, const Codebook* codebook);
 

@@ -326,7 +326,8 @@ class FolderCheck {
       for (const TensorView* tensor : tensors) {
         add(tensor->name,
             layer < 0          ? std::string("is not named as a layer's scale is (model.layers.N.self_attn.)")
-            : layer >= layers_ ? concat("is of a layer that the model of ", layers_, " layers does not have")
+            : layer >= layers_ ? concat("is of a layer that the model of ",
+                                        counted(static_cast<std::size_t>(layers_), "layer"), " does not have")
                                : concat("is of a layer that caches no keys and values"));
       }
     }
@@ -335,11 +336,11 @@ class FolderCheck {
   void compare_sizes() {
     const ModelInfo& model = codebook_->model;
     if (model.num_layers != layers_)
-      add(kConfig,
-          concat("says ", layers_, " layers, the codebook ", model.num_layers, ": of another model"));
+      add(kConfig, concat("says ", counted(static_cast<std::size_t>(layers_), "layer"), ", the codebook ",
+                          model.num_layers, ": of another model"));
     if (kv_heads_ != 0 && model.num_kv_heads != kv_heads_)
-      add(kConfig, concat("says ", kv_heads_, " heads of keys and values, the codebook ", model.num_kv_heads,
-                          ": of another model"));
+      add(kConfig, concat("says ", counted(static_cast<std::size_t>(kv_heads_), "head"),
+                          " of keys and values, the codebook ", model.num_kv_heads, ": of another model"));
   }
 
   fs::path folder_;

@@ -25,10 +25,23 @@ std::string row_name(int layer, bool value) {
   return concat("layer ", layer, ", ", tensor_name(value), "s");
 }
 
+/// The numbers that JSON has not, by the names that Python writes.
+std::optional<float> not_finite(const json& entry) {
+  const std::string name = text_of(&entry);
+  if (name == "NaN") return std::numeric_limits<float>::quiet_NaN();
+  if (name == "Infinity") return std::numeric_limits<float>::infinity();
+  if (name == "-Infinity") return -std::numeric_limits<float>::infinity();
+  return std::nullopt;
+}
+
 /// The numbers of nested lists, one after the other, as the builder takes them. False: there is something else.
 bool flatten(const json& entry, std::vector<float>& numbers) {
   if (entry.is_array())
     return std::ranges::all_of(entry, [&](const json& part) { return flatten(part, numbers); });
+  if (const std::optional<float> number = not_finite(entry)) {
+    numbers.push_back(*number);
+    return true;
+  }
   if (!entry.is_number()) return false;
   const auto number = entry.get<double>();
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -77,9 +90,9 @@ void check_rows(const std::vector<Scales>& rows, std::optional<ScaledType> type,
   const std::size_t usual = usual_length(rows);
   for (const Scales& row : rows) {
     if (row.numbers.empty() || row.numbers.size() != usual)
-      add_finding(
-          check, row.name,
-          concat("has ", row.numbers.size(), " numbers, most others ", usual, ": the builder refuses"));
+      add_finding(check, row.name,
+                  concat("has ", counted(row.numbers.size(), "number"), ", most others ", usual,
+                         ": the builder refuses"));
     check_numbers(row, check);
     if (codebook != nullptr && type && !row.numbers.empty())
       compare(row, *codebook, row.numbers.size() == 1 ? ScaleScope::tensor : ScaleScope::channel, *type,
@@ -97,7 +110,8 @@ void check_layers(const std::vector<int>& layers, const Codebook* codebook, Expo
   }
   if (last >= expected)
     add_finding(check, concat("layer ", last),
-                concat("is not in the codebook's model of ", expected, " layers: of another model"));
+                concat("is not in the codebook's model of ",
+                       counted(static_cast<std::size_t>(expected), "layer"), ": of another model"));
 }
 
 /// The lists of a scale file.
@@ -141,7 +155,8 @@ void read_rows(const json& list, bool value, const std::vector<int>& layers, std
                ExportCheck& check) {
   if (list.size() != layers.size())
     add_finding(check, value ? "v_scales" : "k_scales",
-                concat("has ", list.size(), " rows for ", layers.size(), " layers: the builder refuses"));
+                concat("has ", counted(list.size(), "row"), " for ", counted(layers.size(), "layer"),
+                       ": the builder refuses"));
   for (std::size_t i = 0; i < std::min(list.size(), layers.size()); ++i) {
     Scales row{row_name(layers[i], value), layers[i], value, {}};
     if (flatten(list[i], row.numbers)) {

@@ -19,6 +19,7 @@
 #include "formats/internal/json.h"
 #include "formats/internal/json_edit.h"
 #include "formats/internal/kv_scales.h"
+#include "formats/internal/shell_word.h"
 
 namespace kvcal::formats {
 namespace {
@@ -364,7 +365,7 @@ class Merge {
   }
 
   [[nodiscard]] ExportReport report_of(const std::vector<LayerScales>& layers) const {
-    const std::string folder = folder_.string();
+    const std::string folder = shell_word(folder_.string());
     ExportReport report;
     if (method_ == Method::compressed_tensors) {
       report = kv_scales::compressed_tensors_report(codebook_, layers, by_head(), folder_);

@@ -141,9 +141,9 @@ std::vector<std::string> scale_warnings(const Codebook& codebook, const std::vec
   const auto windows =
       std::ranges::count_if(codebook.layers, [](const LayerCodebook& l) { return l.window > 0; });
   if (windows > 0) {
-    warnings.push_back(concat(windows,
-                              " layers have a sliding window: their scales hold for any window, but no ",
-                              "loader was run with one; check the scales that it has"));
+    warnings.push_back(concat(windows, windows == 1 ? " layer has" : " layers have",
+                              " a sliding window: scales hold for any window, but no loader was run with ",
+                              "one; check the scales that it has"));
   }
   const auto widths = [](const LayerCodebook& l) {
     return std::pair(l.key().tensor.dim, l.value().tensor.dim);

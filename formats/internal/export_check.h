@@ -2,6 +2,7 @@
 // (formats/export/check.h).
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -23,7 +24,8 @@ inline constexpr int kMaxLayers = 10'000;  // as in a codebook
 /// False for a link to nothing.
 [[nodiscard]] bool is_there(const std::filesystem::path& path);
 
-/// Throws InvalidInput naming the file: not UTF-8, not JSON, not an object.
+/// Python's NaN, Infinity and -Infinity, which JSON has not, are strings of these names. Throws InvalidInput naming the
+/// file: not UTF-8, not JSON, not an object.
 [[nodiscard]] nlohmann::json read_object(const std::filesystem::path& path);
 
 /// The value under a key. Null: the object lacks it, it is null, or this is no object.
@@ -37,6 +39,9 @@ inline constexpr int kMaxLayers = 10'000;  // as in a codebook
 
 /// A whole number from 0 to `limit`; empty: something else.
 [[nodiscard]] std::optional<int> count_of(const nlohmann::json* value, int limit);
+
+/// "1 row", "2 rows".
+[[nodiscard]] std::string counted(std::size_t count, std::string_view one);
 
 /// "value" or "key", as a codebook names its tensors.
 [[nodiscard]] std::string_view tensor_name(bool value);

@@ -10,7 +10,8 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from tables_test import DIM, KV_HEADS, LAYERS, MODEL, codebook, content_sha256, kvcal  # noqa: E402, F401
+from tables_test import (DIM, KV_HEADS, LAYERS, MODEL, changed, codebook, content_sha256, kvcal,  # noqa: E402, F401
+                         set_text)
 
 SHARD, INDEX = "kvcal-kv-scales.safetensors", "model.safetensors.index.json"
 KEY, VALUE = "model.layers.3.self_attn.k_scale", "model.layers.1.self_attn.v_scale"
@@ -263,8 +264,71 @@ def test_what_cannot_be_read(codebook, tmp_path):
     (tmp_path / "other.json").write_text('{"scales": 7}')
     for path, part in ((tmp_path / "nothing", "no such"), (tmp_path / "empty", "config.json"),
                        (tmp_path / "list.json", "not a JSON object"), (tmp_path / "cut.json", "not JSON"),
-                       (tmp_path / "other.json", "onnx-genai"), (codebook, "not JSON"), (MODEL, "no scales")):
+                       (tmp_path / "other.json", "onnx-genai"), (codebook, "is HDF5"), (MODEL, "no scales")):
         result = kvcal("export", "--check", path)
         assert result.returncode == 1 and result.stdout == ""
         last = result.stderr.splitlines()[-1]
         assert last.startswith("kvcal: error: ") and str(path) in last and part in last
+
+
+def refusal(path):
+    """The error of --check for what holds no scales: it names the file and what can be checked."""
+    result = kvcal("export", "--check", path)
+    assert result.returncode == 1 and result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"kvcal: error: {path}: is ")
+    for part in ("folders of compressed-tensors and modelopt", "scale files of onnx-genai"):
+        assert part in last
+    assert "JSON" not in last and "export it anew" not in last
+    return last
+
+
+@pytest.mark.parametrize("form, more", [("flat", ["--method", "nuq3-1%"]), ("c-header", ["--method", "nuq3-1%"]),
+                                        ("safetensors", [])])
+def test_exports_without_scales_are_named(codebook, tmp_path, form, more):
+    out = exported(codebook, tmp_path / "out", form, *more)
+    assert f"is an export of {form}, which holds no scales to check" in refusal(out)
+
+
+def test_other_files_without_scales_are_named(codebook, folder, tmp_path):
+    (tmp_path / "quantizers.pickle").write_bytes(b"\x80\x02}.")  # as kvquant's begins, whose models are not GQA
+    assert "is an export of kvquant" in refusal(tmp_path / "quantizers.pickle")
+    for text in ("// tables\n", "\n#pragma once\n"):
+        (tmp_path / "codebook.h").write_text(text)
+        assert "is an export of c-header" in refusal(tmp_path / "codebook.h")
+    assert "is HDF5, as codebooks are" in refusal(codebook)
+    assert "name their folder" in refusal(folder / SHARD)
+
+
+@pytest.mark.parametrize("number, text", [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
+def test_a_scale_file_with_a_number_that_json_has_not(scale_file, number, text):
+    change_json(scale_file, lambda content: content["scales"]["k_scales"][3].__setitem__(5, number))
+    assert {"nan": "NaN", "inf": "Infinity"}[text.removeprefix("-")] in scale_file.read_text()
+    name, problem = the_problem(scale_file)
+    assert name == "layer 3, keys" and problem == f"is not finite (1 of 128, the first is number 5: {text})"
+
+
+def test_names_of_such_numbers_within_strings_stay(scale_file):
+    change_json(scale_file, lambda content: content.update({'[NaN, "': "\\", "note": ': NaN, "Infinity", ['}))
+    assert problems(scale_file) == []
+
+
+SGLANG, SGLANG_PERHAPS, VLLM = "does not map the names of scales for this architecture", "look for 'is not loaded'", (
+    "vLLM older than March 2026 skips the scales of this architecture")
+
+
+@pytest.mark.parametrize("architecture, parts", [
+    ("MixtralForCausalLM", [SGLANG]),
+    ("Qwen3MoeForCausalLM", [SGLANG, VLLM]),
+    ("MistralForCausalLM", [SGLANG_PERHAPS]),
+    ("LlamaForCausalLM", []),
+])
+def test_loaders_that_are_known_to_drop_scales_are_warned_of(codebook, tmp_path, architecture, parts):
+    other = changed(codebook, tmp_path / "other.h5", set_text("model", "architecture", architecture))
+    result = kvcal("export", other, "--format", "compressed-tensors", "--model", MODEL, "--force", "--out",
+                   tmp_path / "out", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    warnings = [warning for warning in json.loads(result.stdout)["warnings"] if "ForCausalLM" in warning]
+    assert len(warnings) == len(parts)
+    for warning, part in zip(warnings, parts):
+        assert warning.startswith(f"{architecture}: ") and part in warning

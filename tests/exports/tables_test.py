@@ -1,10 +1,13 @@
 """Exports that hold tables (safetensors, c-header, onnx-genai), read back by others: every number is h5py's."""
+import ast
 import hashlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -431,3 +434,41 @@ def test_what_exists_is_left_alone(codebook, tmp_path, name, more):
     result = kvcal("export", codebook, "--format", name, "--out", out, *more)
     assert result.returncode in (1, 2) and result.stdout == "" and str(out) in result.stderr
     assert out.read_text() == "mine" and list(tmp_path.iterdir()) == [out]
+
+
+# The command that serves it
+
+
+def served(codebook, out, name, *more):
+    return json.loads(export(codebook, out, name, *more, "--json", "-").stdout)["serve"]
+
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    folder = tmp_path / 'a b\'s "c" \\ $HOME'
+    folder.mkdir()
+    return folder
+
+
+def test_safetensors_serve_command_reads_the_export(codebook, odd_folder):
+    pytest.importorskip("safetensors")
+    out = odd_folder / "mine.safetensors"
+    words = shlex.split(served(codebook, out, "safetensors"))
+    assert words[:2] == ["python", "-c"] and len(words) == 3
+    result = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert f"'num_layers': {LAYERS}" in result.stdout and "layers/0000/key/outliers_0.01/nuq3/centroids" in result.stdout
+
+
+def test_serve_commands_quote_paths(codebook, odd_folder):
+    out = odd_folder / "overlay"
+    vllm, sglang, transformers = served(codebook, out, "compressed-tensors", "--model", MODEL).split("\n")
+    assert shlex.split(vllm) == ["vllm", "serve", str(out), "--kv-cache-dtype", "fp8"]
+    assert shlex.split(sglang)[3:5] == ["--model-path", str(out)]
+    literal = transformers.removeprefix("AutoModelForCausalLM.from_pretrained(").removesuffix(
+        ") of transformers: a simulation")
+    assert ast.literal_eval(literal) == str(out)
+    modelopt = odd_folder / "modelopt"
+    assert shlex.split(served(codebook, modelopt, "modelopt", "--model", MODEL))[:2] == ["trtllm-serve", str(modelopt)]
+    scales = odd_folder / "scales.json"
+    assert shlex.split(served(codebook, scales, "onnx-genai"))[-1] == f"kv_cache_scale_file={scales}"

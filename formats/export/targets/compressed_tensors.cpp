@@ -11,6 +11,7 @@
 #include "formats/export/export_target.h"
 #include "formats/export/overlay.h"
 #include "formats/internal/kv_scales.h"
+#include "formats/internal/shell_word.h"
 
 namespace kvcal::formats {
 
@@ -102,12 +103,13 @@ ExportReport kv_scales::compressed_tensors_report(const Codebook& codebook,
                                                   const std::vector<LayerScales>& scales, bool heads,
                                                   const std::filesystem::path& folder) {
   ExportReport report;
-  const std::string out = folder.string();
+  const std::string out = shell_word(folder.string());
   report.serve = concat("vllm serve ", out, " --kv-cache-dtype fp8");
   if (!heads)
     report.serve +=
         concat("\npython -m sglang.launch_server --model-path ", out, " --kv-cache-dtype fp8_e4m3");
-  report.serve += concat("\nAutoModelForCausalLM.from_pretrained('", out, "') of transformers: a simulation");
+  report.serve += concat("\nAutoModelForCausalLM.from_pretrained(", python_string(folder.string()),
+                         ") of transformers: a simulation");
   report.needs = concat("vLLM 0.15.0; ", heads ? "" : "SGLang 0.5.20; ",
                         "transformers 5.16.0 (not 5.15) with compressed-tensors 0.15.0");
   report.beware =

@@ -15,6 +15,7 @@
 #include "base/new_file.h"
 #include "formats/export/export_target.h"
 #include "formats/export/pickle_writer.h"
+#include "formats/internal/shell_word.h"
 
 namespace kvcal::formats {
 
@@ -171,7 +172,7 @@ std::vector<std::string> warnings_of(const Codebook& codebook, const DatatypeCho
 
 std::string serve_command(const ExportRequest& request, const DatatypeChoice& choice) {
   std::string command = concat("python llama.py MODEL wikitext2 --abits ", choice.bits, " --quantizer-path ",
-                               request.out.string());
+                               shell_word(request.out.string()));
   if (choice.fraction > 0) command += concat(" --include_sparse --sparsity-threshold ", 1 - choice.fraction);
   if (choice.qnorm) command += " --norm";
   if (const int sinks = request.codebook.calibration.sinks; sinks > 0)

@@ -10,6 +10,7 @@
 #include "formats/export/export_target.h"
 #include "formats/export/overlay.h"
 #include "formats/internal/kv_scales.h"
+#include "formats/internal/shell_word.h"
 
 namespace kvcal::formats {
 
@@ -38,7 +39,7 @@ ExportReport write(const ExportRequest& request) {
   content.files.push_back({"hf_quant_config.json", quant_config(request.codebook)});
   ExportReport report;
   report.files = overlay.write(content);
-  report.serve = concat("trtllm-serve ", request.out.string(), " --kv_cache_dtype fp8");
+  report.serve = concat("trtllm-serve ", shell_word(request.out.string()), " --kv_cache_dtype fp8");
   report.needs = "TensorRT-LLM of March 2026, which first has --kv_cache_dtype";
   report.beware =
       "TensorRT-LLM's PyTorch backend does not read FP8 cache scales: it runs with 1.0, and no line in its "

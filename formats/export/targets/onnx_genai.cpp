@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/new_file.h"
 #include "formats/export/export_target.h"
+#include "formats/internal/shell_word.h"
 
 namespace kvcal::formats {
 
@@ -120,15 +121,6 @@ std::string file_text(const Codebook& codebook, const ScaleChoice& choice) {
       "{\n  \"scales\": {\n   \"k_scales\": ", all_scales_text(layers, &LayerThresholds::key, qmax, "key"),
       ",\n   \"v_scales\": ", all_scales_text(layers, &LayerThresholds::value, qmax, "value"),
       "},\n  \"layer_ids\": [", ids, "],\n  \"qmax\": ", static_cast<int>(qmax), "\n}\n");
-}
-
-// A path as a word of the shell.
-std::string shell_word(const std::string& path) {
-  constexpr const char* kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./+=:,@%";
-  if (!path.empty() && path.find_first_not_of(kPlain) == std::string::npos) return path;
-  std::string word = "'";
-  for (const char c : path) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return word + "'";
 }
 
 ExportReport report_of(const ExportRequest& request) {

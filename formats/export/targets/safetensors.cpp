@@ -10,6 +10,7 @@
 #include "formats/internal/codebook_rules.h"
 #include "formats/internal/hdf5_tree.h"
 #include "formats/internal/json.h"
+#include "formats/internal/shell_word.h"
 #include "formats/safetensors.h"
 
 namespace kvcal::formats {
@@ -85,8 +86,11 @@ ExportReport write(const ExportRequest& request) {
   ExportReport report;
   report.files = {request.out};
   report.serve =
-      "python -c 'import json, safetensors; f = safetensors.safe_open(\"codebook.safetensors\", \"np\"); "
-      "print(json.loads(f.metadata()[\"kvcal\"])[\"model\"], list(f.keys()))'";
+      base::concat("python -c ",
+                   shell_word(base::concat("import json, safetensors; f = safetensors.safe_open(",
+                                           python_string(request.out.string()),
+                                           ", \"np\"); print(json.loads(f.metadata()[\"kvcal\"])[\"model\"], "
+                                           "list(f.keys()))")));
   report.needs = "any reader of safetensors; tested with safetensors 0.8.0";
   report.beware =
       "centroids are in units of a channel's or token's range, before Q-Norm: qnorm_scale and qnorm_offset "
