@@ -148,13 +148,14 @@ KVCAL_HOST_DEVICE std::uint16_t add_delta(std::uint16_t read, std::uint16_t delt
 /// nearest_code() of codec_math.h by halving: `Bits` comparisons. midpoints: [2^Bits - 1], ascending.
 template <int Bits>
 KVCAL_HOST_DEVICE unsigned search_code(float u, const float* midpoints) {
-  const float* below = midpoints;  // as many midpoints as `below` has moved on lie below u
+  const char* bytes = reinterpret_cast<const char*>(midpoints);
+  unsigned at = 0;  // four times the code: in bytes, an address is one addition away
   KVCAL_UNROLL
   for (int bit = Bits - 1; bit >= 0; --bit) {
-    const unsigned half = 1U << bit;
-    if (u > below[half - 1]) below += half;
+    const unsigned half = 4U << bit;
+    if (u > *reinterpret_cast<const float*>(bytes + at + half - 4)) at += half;
   }
-  return static_cast<unsigned>(below - midpoints);
+  return at / 4;
 }
 
 /// Where a quantile of n sorted numbers lies: `fraction` of the way from number `below` to the next.
