@@ -1,6 +1,6 @@
 // cuda/record_codec.h: the CPU codec of paged records: a sequence's keys and values to what record_format.h
 // lays out, and back. The plain form of what the kernels do page by page: both write the same bytes and count
-// the same.
+// the same. Written apart from their arithmetic on purpose: each is the other's test.
 //
 // Every number first: NaN and infinite become 0, what is beyond 65504 becomes +-65504, -0 becomes 0. Then
 // codes and scales are those of row_codec.h with values' thresholds found per kv head (KVQuant, sections 3.1

@@ -22,13 +22,6 @@ void insert(std::vector<float>& kept, float x, const Before& before) {
 
 }  // namespace
 
-ThresholdFinder::Place ThresholdFinder::place(double q, std::size_t count) {
-  const double position = q * static_cast<double>(count - 1);
-  const std::size_t below = std::min(static_cast<std::size_t>(position), count - 1);
-  const double fraction = position - static_cast<double>(below);
-  return {below, below + 1 < count ? std::max(0.0, fraction) : 0};
-}
-
 ThresholdFinder::ThresholdFinder(std::size_t count, double outlier_fraction)
     : count_(count), lower_q_(outlier_fraction / 2), upper_q_(1 - outlier_fraction / 2) {
   if (count == 0) throw base::WrongUsage("the thresholds of no values");
@@ -36,9 +29,9 @@ ThresholdFinder::ThresholdFinder(std::size_t count, double outlier_fraction)
     throw base::WrongUsage(
         base::concat("the outlier fraction is ", outlier_fraction, "; it is at least 0 and below 0.5"));
   }
-  lower_ = place(lower_q_, count);
-  upper_ = place(upper_q_, count);
-  low_count_ = std::min(count, lower_.below + 2);
+  lower_ = quantile_place(lower_q_, static_cast<unsigned>(count));
+  upper_ = quantile_place(upper_q_, static_cast<unsigned>(count));
+  low_count_ = std::min<std::size_t>(count, lower_.below + 2);
   high_count_ = count - upper_.below;
   by_extremes_ = std::max(low_count_, high_count_) <= kMostExtremes;
 }
@@ -66,11 +59,9 @@ ThresholdPair ThresholdFinder::find(std::span<const float> x) {
     return {lower, quantile(buffer_, upper_q_)};
   }
   keep_extremes(x);
-  const auto between = [](double low, double high, double fraction) {
-    return fraction <= 0 ? static_cast<float>(low) : static_cast<float>(low + fraction * (high - low));
-  };
   const std::size_t from_top = count_ - 1 - upper_.below;
-  return {between(low_[lower_.below], low_[std::min(lower_.below + 1, low_.size() - 1)], lower_.fraction),
+  return {between(low_[lower_.below], low_[std::min<std::size_t>(lower_.below + 1, low_.size() - 1)],
+                  lower_.fraction),
           between(high_[from_top], high_[from_top - (from_top > 0 ? 1 : 0)], upper_.fraction)};
 }
 

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "cuda/kernels/quantile.h"
+
 namespace kvcal::codec {
 
 struct ThresholdPair {
@@ -22,17 +24,11 @@ class ThresholdFinder {
   [[nodiscard]] ThresholdPair find(std::span<const float> x);
 
  private:
-  /// Where a quantile lies among the sorted numbers: between `below` and the one after it.
-  struct Place {
-    std::size_t below = 0;
-    double fraction = 0;
-  };
-  [[nodiscard]] static Place place(double q, std::size_t count);
   void keep_extremes(std::span<const float> x);
 
   std::size_t count_;
   double lower_q_, upper_q_;
-  Place lower_, upper_;
+  QuantilePlace lower_, upper_;
   bool by_extremes_ = false;  // the few smallest and largest decide: so many of each
   std::size_t low_count_ = 0, high_count_ = 0;
   std::vector<float> low_, high_;  // the smallest, ascending; the largest, descending

@@ -75,11 +75,4 @@ KVCAL_HOST_DEVICE std::uint64_t find_sinks(const CacheView& cache, const TableVi
                                                                           : static_cast<std::uint64_t>(slot);
 }
 
-/// A number as float32; type: of what `data` points to.
-KVCAL_HOST_DEVICE float load_number(const void* data, KvcalType type, std::int64_t at) {
-  if (type == KVCAL_FLOAT32) return static_cast<const float*>(data)[at];
-  const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
-  return type == KVCAL_FLOAT16 ? half_to_float(bits) : bfloat16_to_float(bits);
-}
-
 }  // namespace kvcal::codec

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/kernels/codec_math.h"
+#include "cuda/kernels/quantile.h"
 #include "cuda/kernels/record_format.h"
 
 namespace kvcal::codec {
@@ -156,31 +157,6 @@ KVCAL_HOST_DEVICE unsigned search_code(float u, const float* midpoints) {
     if (u > *reinterpret_cast<const float*>(bytes + at + half - 4)) at += half;
   }
   return at / 4;
-}
-
-/// Where a quantile of n sorted numbers lies: `fraction` of the way from number `below` to the next.
-struct QuantilePlace {
-  unsigned below = 0;
-  double fraction = 0;
-};
-
-/// Of linear interpolation. n >= 1, 0 <= q <= 1.
-inline QuantilePlace quantile_place(double q, unsigned n) {
-  const double position = q * (n - 1);
-  unsigned below = static_cast<unsigned>(position);
-  if (below > n - 1) below = n - 1;
-  const double fraction = position - below;
-  return {below, below + 1 < n && fraction > 0 ? fraction : 0.0};
-}
-
-KVCAL_HOST_DEVICE float between(float low, float high, double fraction) {
-#ifdef __CUDA_ARCH__
-  return fraction <= 0
-             ? low
-             : __double2float_rn(__dadd_rn(low, __dmul_rn(fraction, __dadd_rn(high, -double{low}))));
-#else
-  return fraction <= 0 ? low : static_cast<float>(low + fraction * (double{high} - low));
-#endif
 }
 
 /// Unsigned numbers in the order of floats; no NaN.

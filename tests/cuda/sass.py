@@ -122,12 +122,12 @@ def where_to(last, labels):
 
 
 def reachable(blocks, start=0):
-    seen, todo = set(), [start]
-    while todo:
-        i = todo.pop()
+    seen, waiting = set(), [start]
+    while waiting:
+        i = waiting.pop()
         if i not in seen:
             seen.add(i)
-            todo.extend(blocks[i].next)
+            waiting.extend(blocks[i].next)
     return seen
 
 
@@ -148,12 +148,12 @@ def loops_of(blocks):
     for i in nodes:
         for header in blocks[i].next:
             if header in dominators[i]:
-                body, todo = loops.setdefault(header, {header}), [i]
-                while todo:
-                    j = todo.pop()
+                body, waiting = loops.setdefault(header, {header}), [i]
+                while waiting:
+                    j = waiting.pop()
                     if j not in body:
                         body.add(j)
-                        todo.extend(before[j])
+                        waiting.extend(before[j])
     return loops
 
 
@@ -168,18 +168,18 @@ def path(blocks, body, first, lasts, marked, longest=False):
     order, state = [], {}
 
     def visit(i):
-        todo = [(i, iter(blocks[i].next))]
+        waiting = [(i, iter(blocks[i].next))]
         state[i] = "open"
-        while todo:
-            j, following = todo[-1]
+        while waiting:
+            j, following = waiting[-1]
             k = next((k for k in following if k in body and k not in state), None)
             if k is None:
-                todo.pop()
+                waiting.pop()
                 order.append(j)
                 state[j] = "done"
             else:
                 state[k] = "open"
-                todo.append((k, iter(blocks[k].next)))
+                waiting.append((k, iter(blocks[k].next)))
 
     visit(first)
     position = {i: n for n, i in enumerate(reversed(order))}
