@@ -248,16 +248,24 @@ void decode_rows(const PackedRows& packed, std::span<float> to, int threads, con
 
 }  // namespace
 
+std::size_t RowsSize::row_bytes() const {
+  return packed_bytes(channels, bits);
+}
+
+std::size_t RowsSize::bytes() const {
+  const std::size_t index_bytes = channels <= UINT16_MAX ? 2 : 4;
+  const std::size_t outlier_bytes =
+      keeps_outliers ? rows * index_bytes + outliers * (index_bytes + sizeof(std::uint16_t)) : 0;
+  return rows * row_bytes() + affines * sizeof(Affine) + outlier_bytes +
+         sinks * channels * sizeof(std::uint16_t);
+}
+
 std::size_t PackedRows::row_bytes() const {
   return packed_bytes(channels, bits);
 }
 
 std::size_t PackedRows::bytes() const {
-  const std::size_t index_bytes = channels <= UINT16_MAX ? 2 : 4;
-  const std::size_t outlier_bytes =
-      keeps_outliers ? rows() * index_bytes + outliers.size() * (index_bytes + sizeof(std::uint16_t)) : 0;
-  return codes.size() + affines.size() * sizeof(Affine) + outlier_bytes +
-         sink_values.size() * sizeof(std::uint16_t);
+  return RowsSize{bits, rows(), sinks, channels, affines.size(), keeps_outliers, outliers.size()}.bytes();
 }
 
 PackedRows encode_keys(std::span<const float> x, const KeyNormaliser& normaliser, const Datatype& datatype,

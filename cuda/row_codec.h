@@ -14,6 +14,21 @@
 
 namespace kvcal::codec {
 
+/// How much there is of each part of a stored matrix.
+struct RowsSize {
+  int bits = 0;
+  std::size_t rows = 0, sinks = 0;  ///< tokens that are coded, that are kept in fp16
+  std::size_t channels = 0;
+  std::size_t affines = 0;
+  bool keeps_outliers = false;
+  std::size_t outliers = 0;
+
+  [[nodiscard]] std::size_t row_bytes() const;  ///< of a token's codes
+  /// Codes, 4 bytes per affine, for each row that keeps outliers a count and an (index, fp16) for each of them (count
+  /// and index take 2 bytes up to 65535 channels, 4 beyond), sinks. Tables of the layer are not counted.
+  [[nodiscard]] std::size_t bytes() const;
+};
+
 /// A matrix [tokens, channels] as it is stored.
 struct PackedRows {
   int bits = 0;
@@ -31,10 +46,7 @@ struct PackedRows {
 
   [[nodiscard]] std::size_t rows() const { return tokens - sinks; }
   [[nodiscard]] std::size_t row_bytes() const;
-  /// What the sequence takes: codes, 4 bytes per affine, for each row that keeps outliers a count and an
-  /// (index, fp16) for each of them (count and index take 2 bytes up to 65535 channels, 4 beyond), sinks.
-  /// Tables of the layer are not counted.
-  [[nodiscard]] std::size_t bytes() const;
+  [[nodiscard]] std::size_t bytes() const;  ///< what the sequence takes, as RowsSize counts it
 };
 
 /// How a matrix is cut into tokens and who works on it.

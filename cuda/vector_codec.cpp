@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "cuda/bit_pack.h"
+#include "cuda/kernels/quantile.h"
 
 namespace kvcal::codec {
 namespace {
@@ -111,6 +112,16 @@ Datatype make_datatype(std::span<const float> centroids, const QNorm& qnorm) {
     }
   }
   return datatype;
+}
+
+std::size_t ValueOptions::outliers(std::size_t channels) const {
+  const auto count = static_cast<unsigned>(channels / static_cast<std::size_t>(groups));
+  if (outlier_fraction == 0 || count == 0) return 0;
+  const QuantilePlace lower = quantile_place(outlier_fraction / 2, count);
+  const QuantilePlace upper = quantile_place(1 - outlier_fraction / 2, count);
+  // A threshold between two numbers has the nearer one beyond it; one that is a number does not.
+  const unsigned beyond = lower.below + (lower.fraction > 0 ? 1 : 0) + (count - 1 - upper.below);
+  return std::size_t{beyond} * static_cast<std::size_t>(groups);
 }
 
 float quantile(std::span<float> values, double q) {

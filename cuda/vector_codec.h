@@ -59,6 +59,9 @@ class KeyNormaliser {
 struct ValueOptions {
   double outlier_fraction = 0;  ///< p, 0 <= p < 0.5
   int groups = 1;  ///< 1: over the whole vector (scope `token`); kv_heads: per head (scope `head`)
+
+  /// How many of a vector's numbers lie beyond their quantiles where no two are the same.
+  [[nodiscard]] std::size_t outliers(std::size_t channels) const;
 };
 
 struct Outlier {

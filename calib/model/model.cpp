@@ -44,8 +44,12 @@ const Architecture& find_architecture(const ConfigReader& config) {
                                         ". docs/architectures.md says how to add one"));
 }
 
+bool is_quantised(const ConfigReader& config) {
+  return !config.is_null("quantization_config") || !config.is_null("compression_config");
+}
+
 void refuse_quantised(const ConfigReader& config) {
-  if (config.is_null("quantization_config") && config.is_null("compression_config")) return;
+  if (!is_quantised(config)) return;
   const std::string key =
       config.is_null("quantization_config") ? "compression_config" : "quantization_config";
   const auto& quantised = config.object().at(key);
@@ -58,6 +62,16 @@ void refuse_quantised(const ConfigReader& config) {
       "'); calibrate the original F16 or BF16 checkpoint, whose codebook serves the quantised one too, or "
       "convert this one: "
       "AutoModelForCausalLM.from_pretrained(DIR).dequantize() and save_pretrained() of transformers"));
+}
+
+nlohmann::json read_json(const std::filesystem::path& file) {
+  try {
+    const std::string text = base::read_text_file(file);
+    formats::check_json_depth(text, file.string());
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    throw base::InvalidInput(base::concat(file.string(), ": not valid JSON: ", error.what()));
+  }
 }
 
 }  // namespace
@@ -77,18 +91,17 @@ ModelDefinition read_model_definition(const std::filesystem::path& folder) {
     throw base::InvalidInput(
         base::concat(folder.string(), ": no config.json; --model takes a folder of the Hugging Face form"));
   }
-  nlohmann::json json;
-  try {
-    const std::string text = base::read_text_file(file);
-    formats::check_json_depth(text, file.string());
-    json = nlohmann::json::parse(text);
-  } catch (const nlohmann::json::exception& error) {
-    throw base::InvalidInput(base::concat(file.string(), ": not valid JSON: ", error.what()));
-  }
+  const nlohmann::json json = read_json(file);
   const ConfigReader config(json, file);
   const Architecture& architecture = find_architecture(config);
   refuse_quantised(config);
   return architecture.read(config);
+}
+
+ModelLayout read_model_layout(const std::filesystem::path& config_file) {
+  const nlohmann::json json = read_json(config_file);
+  const ConfigReader config(json, config_file);
+  return {find_architecture(config).read(config), is_quantised(config)};
 }
 
 std::unique_ptr<Model> load_model(const ModelDefinition& definition,

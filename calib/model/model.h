@@ -44,6 +44,8 @@ class Model {
 /// knows of it, make() holds.
 struct ModelDefinition {
   ModelConfig config;
+  /// Null: the layout alone, as config.json has it: cache() and the names and shapes of tensors; base::Error where a
+  /// tensor is to be loaded.
   std::function<std::unique_ptr<Model>(std::shared_ptr<const WeightLoader>)> make;
 };
 
@@ -57,9 +59,17 @@ struct Architecture {
 /// All known, in the order of their names.
 [[nodiscard]] const std::vector<Architecture>& architectures();
 
-/// Reads config.json of a folder. Throws InvalidInput: no config.json; an architecture that is not known
+/// Reads a folder's config.json. Throws InvalidInput: no config.json; an architecture that is not known
 /// (with the list of those that are); a checkpoint whose weights are quantised (with the way to convert it).
 [[nodiscard]] ModelDefinition read_model_definition(const std::filesystem::path& folder);
+
+/// Of a config.json alone, and whether the weights beside it are quantised: then their size is not the config's to
+/// tell. Throws InvalidInput as read_model_definition(), but for such weights.
+struct ModelLayout {
+  ModelDefinition definition;
+  bool quantised_weights = false;
+};
+[[nodiscard]] ModelLayout read_model_layout(const std::filesystem::path& config_file);
 
 /// The model of a definition and its weights, every tensor's presence, shape and type checked by the headers.
 /// Throws InvalidInput naming file and tensor.

@@ -48,6 +48,9 @@ class TensorStorage {
   /// read, of the same size: what it comes back as. Runs on the calling thread. Throws InvalidInput naming token,
   /// counted from `first`, and channel where a number cannot be stored.
   virtual StorageUse store(std::int64_t first, std::span<const float> x, std::span<float> read) const = 0;
+  /// StorageUse::bytes of a sequence of so many tokens with as many outliers as the calibration kept apart: what
+  /// store() takes, but for chance. tokens >= 0.
+  [[nodiscard]] virtual std::int64_t expected_bytes(std::int64_t tokens) const = 0;
   /// What the layer needs of tables, once for all sequences.
   [[nodiscard]] virtual std::int64_t static_bytes() const { return 0; }
   /// The share of numbers that the calibration kept apart: what the outliers met are set beside.

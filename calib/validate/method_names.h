@@ -12,6 +12,7 @@ inline constexpr const char* kFullPrecision = "fp";
 /// What a codebook's method is called in paged records: as the CPU codec writes them, and as the kernels do.
 inline constexpr const char* kPagedSuffix = "-paged";
 inline constexpr const char* kKernelsSuffix = "-kernels";
+inline constexpr int kPageTokens = 64;  ///< in a page of those
 
 struct MethodNames {
   std::string names;  ///< how a family's methods are spelt: "int2, int3, int4"

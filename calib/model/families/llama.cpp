@@ -84,7 +84,8 @@ class LlamaModel : public Model {
   LlamaModel(LlamaConfig config, std::shared_ptr<const WeightLoader> weights)
       : config_(std::move(config)),
         weights_(std::move(weights)),
-        rotary_(std::make_shared<RotaryCache>(config_.rope, config_.head_dim, weights_->placement().device)) {
+        rotary_(std::make_shared<RotaryCache>(
+            config_.rope, config_.head_dim, weights_ ? weights_->placement().device : at::Device(at::kCPU))) {
   }
 
   [[nodiscard]] const ModelConfig& config() const override { return config_.common; }
@@ -97,16 +98,16 @@ class LlamaModel : public Model {
     const at::Tensor ids = at::from_blob(const_cast<std::int32_t*>(tokens.data()),
                                          {static_cast<std::int64_t>(tokens.size())}, at::kInt)
                                .to(at::kLong);
-    return weights_->load_rows(embedding(), ids);
+    return weights().load_rows(embedding(), ids);
   }
 
   [[nodiscard]] std::unique_ptr<fisher::Block> load_block(int layer) const override {
-    return std::make_unique<LlamaBlock>(config_, *weights_, layer, rotary_);
+    return std::make_unique<LlamaBlock>(config_, weights(), layer, rotary_);
   }
 
   [[nodiscard]] std::unique_ptr<fisher::Head> load_head() const override {
-    return std::make_unique<LlamaHead>(RmsNorm{weights_->load(norm()), config_.rms_norm_eps},
-                                       Linear{weights_->load(projection()), {}});
+    return std::make_unique<LlamaHead>(RmsNorm{weights().load(norm()), config_.rms_norm_eps},
+                                       Linear{weights().load(projection()), {}});
   }
 
   [[nodiscard]] std::vector<TensorSpec> embedding_weights() const override { return {embedding()}; }
@@ -122,14 +123,22 @@ class LlamaModel : public Model {
   static constexpr const char* kHead = "lm_head.weight";
 
   [[nodiscard]] TensorSpec norm() const { return {"model.norm.weight", {config_.common.hidden_size}}; }
+  [[nodiscard]] const WeightLoader& weights() const {
+    if (!weights_) throw base::Error("a model's layout has no weights to load");
+    return *weights_;
+  }
+  // Without a checkpoint: as config.json has it, and under the embedding's name.
+  [[nodiscard]] bool holds(const std::string& name) const {
+    return weights_ ? weights_->contains(name) : name == kEmbedding;
+  }
   // Tied embeddings are stored once, under either name. A checkpoint that holds both means both, whatever its
   // config.json says (as transformers 5 reads it).
   [[nodiscard]] TensorSpec embedding() const {
-    const bool under_head = config_.tied_embeddings && !weights_->contains(kEmbedding);
+    const bool under_head = config_.tied_embeddings && !holds(kEmbedding);
     return {under_head ? kHead : kEmbedding, {config_.common.vocab_size, config_.common.hidden_size}};
   }
   [[nodiscard]] TensorSpec projection() const {
-    const bool under_embedding = config_.tied_embeddings && !weights_->contains(kHead);
+    const bool under_embedding = config_.tied_embeddings && !holds(kHead);
     return {under_embedding ? kEmbedding : kHead, {config_.common.vocab_size, config_.common.hidden_size}};
   }
 

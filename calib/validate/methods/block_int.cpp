@@ -102,6 +102,10 @@ class BlockStorage final : public TensorStorage {
     return use;
   }
 
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override {
+    return tokens * static_cast<std::int64_t>(channels_ / kBlock * sizeof(Block));
+  }
+
  private:
   [[noreturn]] void fail(BlockIn x, std::size_t begin) const {
     const float far = largest(x);

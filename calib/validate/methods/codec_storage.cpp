@@ -1,6 +1,7 @@
 #include "calib/validate/methods/codec_storage.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace kvcal::calib {
 namespace {
@@ -19,6 +20,16 @@ class CodecStorage : public TensorStorage {
   [[nodiscard]] codec::RowOptions rows(std::int64_t first) const {
     const auto passed = static_cast<std::size_t>(first);
     return {.sinks = options_.sinks - std::min(options_.sinks, passed), .threads = 1};
+  }
+  // Without affines and outliers.
+  [[nodiscard]] codec::RowsSize size_of(std::int64_t tokens, std::size_t channels) const {
+    const auto all = static_cast<std::size_t>(tokens);
+    const std::size_t sinks = std::min(options_.sinks, all);
+    return {.bits = datatype().bits,
+            .rows = all - sinks,
+            .sinks = sinks,
+            .channels = channels,
+            .keeps_outliers = outliers_ > 0};
   }
   [[nodiscard]] static StorageUse use_of(const codec::PackedRows& packed) {
     return {static_cast<std::int64_t>(packed.bytes()),
@@ -44,6 +55,13 @@ class ChannelStorage final : public CodecStorage {
     return use_of(packed);
   }
 
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override {
+    codec::RowsSize size = size_of(tokens, normaliser_.channels());
+    const auto numbers = static_cast<double>(size.rows * size.channels);
+    size.outliers = static_cast<std::size_t>(std::llround(outlier_fraction() * numbers));
+    return static_cast<std::int64_t>(size.bytes());
+  }
+
   [[nodiscard]] std::int64_t static_bytes() const override {
     // Scale and zero in fp16, and where outliers are kept the two thresholds in float32.
     const std::int64_t channel =
@@ -64,6 +82,13 @@ class TokenStorage final : public CodecStorage {
     const codec::PackedRows packed = codec::encode_values(x, channels_, value_, datatype(), rows(first));
     codec::decode_values(packed, datatype(), read, 1);
     return use_of(packed);
+  }
+
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override {
+    codec::RowsSize size = size_of(tokens, channels_);
+    size.affines = size.rows * static_cast<std::size_t>(value_.groups);
+    size.outliers = size.rows * value_.outliers(channels_);
+    return static_cast<std::int64_t>(size.bytes());
   }
 
  private:

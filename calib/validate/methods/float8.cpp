@@ -53,7 +53,8 @@ constexpr float e4m3_to_float(std::uint8_t code) {
 
 class Float8Storage final : public TensorStorage {
  public:
-  explicit Float8Storage(const formats::CachedTensor& tensor) : point_(point_after_rope(tensor)) {}
+  explicit Float8Storage(const formats::CachedTensor& tensor)
+      : point_(point_after_rope(tensor)), channels_(tensor.channels()) {}
 
   [[nodiscard]] fisher::CachePoint point() const override { return point_; }
 
@@ -68,8 +69,11 @@ class Float8Storage final : public TensorStorage {
     return use;
   }
 
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override { return tokens * channels_; }
+
  private:
   fisher::CachePoint point_;
+  std::int64_t channels_;
 };
 
 class Float8 final : public CacheMethod {

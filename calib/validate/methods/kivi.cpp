@@ -85,6 +85,15 @@ class KiviStorage final : public TensorStorage {
     return use;
   }
 
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override {
+    const auto all = static_cast<std::size_t>(tokens);
+    const std::size_t quantised = quantised_tokens(all);
+    const std::size_t groups = Grouping(scope_, channels_).count(quantised);
+    return static_cast<std::int64_t>(codec::packed_bytes(quantised * channels_, bits_) +
+                                     groups * sizeof(Group) +
+                                     (all - quantised) * channels_ * sizeof(std::uint16_t));
+  }
+
  private:
   // Keys wait until a whole block of kResidual can be quantised, so that fewer than that are in fp16; of
   // values the newest kResidual always are.

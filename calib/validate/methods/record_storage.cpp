@@ -10,8 +10,6 @@
 namespace kvcal::calib {
 namespace {
 
-constexpr int kPageTokens = 64;
-
 KvcalRecordLayout layout_of(const RecordOptions& options) {
   const auto dim = static_cast<std::uint32_t>(options.dim);
   return codec::make_record_layout(options.datatype.bits, dim, dim, kPageTokens,
@@ -40,6 +38,17 @@ class RecordStorage final : public TensorStorage {
     // Scale and zero in fp16, and where outliers are kept the two thresholds in float32.
     const std::int64_t channel = 4 + (outliers_ > 0 ? 8 : 0);
     return levels + static_cast<std::int64_t>(layer_.keys.channels()) * channel;
+  }
+
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override {
+    codec::RecordPages pages;
+    pages.layout = layout_;
+    pages.kv_heads = layer_.kv_heads;
+    pages.sinks = layer_.sinks;
+    pages.tokens = static_cast<std::size_t>(tokens);
+    pages.has_keys = keys_;
+    pages.has_values = !keys_;
+    return static_cast<std::int64_t>(pages.bytes());
   }
 
   StorageUse store(std::int64_t, std::span<const float> x, std::span<float> read) const override {

@@ -147,6 +147,12 @@ class RotatedStorage final : public TensorStorage {
     return use;
   }
 
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t tokens) const override {
+    const std::size_t numbers = static_cast<std::size_t>(tokens) * channels_;
+    return static_cast<std::int64_t>(codec::packed_bytes(numbers, datatype_.bits) +
+                                     numbers / dim_ * sizeof(std::uint16_t));
+  }
+
  private:
   [[nodiscard]] std::uint16_t stored_norm(std::span<const float> vector, std::size_t begin) const {
     double squares = 0;

@@ -182,6 +182,7 @@ class NaNStorage final : public TensorStorage {
     std::ranges::fill(read, NAN);
     return {0, static_cast<std::int64_t>(x.size()), 0, 0};
   }
+  [[nodiscard]] std::int64_t expected_bytes(std::int64_t /*tokens*/) const override { return 0; }
 };
 class NaNMethod final : public CacheMethod {
  public:
