@@ -8,7 +8,7 @@ usage() {
 Usage: ./setup.sh [COMMAND] [OPTIONS]
 
 Prepares a Debian bookworm machine (Ubuntu 24.04 has the same packages): compilers and libraries from the distribution,
-libtorch from PyPI into .deps/venv. What is there already is left alone, so a second run is quick and needs no root.
+libtorch from PyPI into .deps/venv, plotly.js into .deps/plotly. What is there already is left alone, so a second run is quick and needs no root.
 
 Commands:
   (none)          only set up, to build the program
@@ -34,7 +34,7 @@ say() { printf '\n== %s\n' "$*"; }
 fail() { printf 'setup.sh: %s\n' "$*" >&2; exit 1; }
 wrong_usage() { printf 'setup.sh: %s (./setup.sh --help lists what there is)\n' "$*" >&2; exit 2; }
 
-readonly deps=.deps venv=.deps/venv requirements=tests/requirements.txt
+readonly deps=.deps venv=.deps/venv requirements=tests/requirements.txt plotly=plotly==7.1.0
 command= torch_choice= build= jobs= with_tests=0 with_cuda=0
 
 parse_arguments() {
@@ -78,7 +78,8 @@ install_packages() {
   local wanted=(g++ cmake ninja-build ccache git ca-certificates python3 python3-venv libcli11-dev libspdlog-dev
                 libhdf5-dev libeigen3-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev
                 pkgconf libgtest-dev libbenchmark-dev)
-  ((!with_tests)) || wanted+=(clang clang-format libomp-dev libclang-rt-dev hdf5-tools binutils)
+  ((!with_tests)) || wanted+=(clang clang-format libomp-dev libclang-rt-dev hdf5-tools binutils chromium
+                               chromium-driver)
   command -v dpkg-query >/dev/null || fail "this is not Debian or a relative of it. Install the equivalents of: ${wanted[*]}"
   local package
   missing=()
@@ -146,6 +147,24 @@ install_python_packages() {
   else
     pip_install -r "$requirements"
   fi
+}
+
+# The plotly.js that pages carry, and its licence: two files of a package of some thousand.
+install_plotly() {
+  say "Getting plotly.js ($plotly) from PyPI"
+  rm -rf "$deps/plotly" && mkdir -p "$deps/plotly"
+  "$venv/bin/python" -m pip download --disable-pip-version-check --no-input -q --no-deps --only-binary :all: -d "$deps/plotly" "$plotly"
+  "$venv/bin/python" - "$deps/plotly" <<'PYTHON'
+import pathlib, sys, zipfile
+folder = pathlib.Path(sys.argv[1])
+(wheel,) = folder.glob("*.whl")
+with zipfile.ZipFile(wheel) as files:
+    for name in files.namelist():
+        path = pathlib.PurePosixPath(name)
+        if name == "plotly/package_data/plotly.min.js" or ".dist-info/" in name and path.name == "LICENSE.txt":
+            (folder / path.name).write_bytes(files.read(name))
+wheel.unlink()
+PYTHON
 }
 
 install_nvcc() {
@@ -234,6 +253,7 @@ main() {
   choose_torch
   make_venv
   install_torch
+  once plotly "$plotly" install_plotly
   if ((with_tests)); then
     once tests "$(sha256sum <"$requirements") own torch: $(own_torch_path)" install_python_packages
   fi

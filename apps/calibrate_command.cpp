@@ -9,6 +9,8 @@
 #include "apps/command_line.h"
 #include "apps/commands.h"
 #include "apps/json_output.h"
+#include "apps/page/page.h"
+#include "apps/page/page_data.h"
 #include "apps/progress_bar.h"
 #include "apps/signals.h"
 #include "apps/sizes.h"
@@ -28,6 +30,7 @@ struct CalibrateArguments {
   calib::CalibrationOptions options;
   Verbosity verbosity = Verbosity::kNormal;
   JsonOutput json;
+  OutputFile html;
 };
 
 using Strings = std::vector<std::string>;
@@ -164,15 +167,18 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   app.add_flag("--dry-run", options.dry_run,
                "Print what would be done, and the memory, disk and time it needs, and stop");
   line.add_json(arguments.json);
+  line.add_html(arguments.html);
   line.add_verbosity(arguments.verbosity);
 }
 
-// The report must not replace the codebook, nor lie where the run removes its files.
-void check_json_place(const std::filesystem::path& json, const calib::CalibrationOptions& options) {
-  if (base::lies_in(json, options.out)) throw WrongUsage("--json and --out name the same file; name two");
+// A report must not replace the codebook, nor lie where the run removes its files.
+void check_place(const std::string& option, const std::filesystem::path& file,
+                 const calib::CalibrationOptions& options) {
+  if (base::lies_in(file, options.out))
+    throw WrongUsage(concat(option, " and --out name the same file; name two"));
   const std::filesystem::path work = options.work_folder();
-  if (base::lies_in(json, work)) {
-    throw WrongUsage(concat("--json ", json.string(), " lies in the work folder ", work.string(),
+  if (base::lies_in(file, work)) {
+    throw WrongUsage(concat(option, " ", file.string(), " lies in the work folder ", work.string(),
                             "; name a file elsewhere"));
   }
 }
@@ -184,7 +190,8 @@ void check_arguments(const CalibrateArguments& arguments) {
           "name a text to calibrate on, such as --text prose.txt (or --tokens FILE.npy)");
   require(!options.out.empty(), "--out", "name the codebook to write, such as --out llama.h5");
   if (arguments.json.wanted() && !arguments.json.to_stdout())
-    check_json_place(arguments.json.file(), options);
+    check_place("--json", arguments.json.file(), options);
+  if (arguments.html.wanted()) check_place("--html", arguments.html.file(), options);
 }
 
 // Says what will be done before it is: on standard error; or, being the result of --dry-run, on standard
@@ -211,7 +218,8 @@ Json report_json(const calib::CalibrationReport& report, const calib::Calibratio
   const formats::Codebook& codebook = report.codebook;
   const bool fitted = !codebook.layers.empty();
   Json layers = Json::array();
-  for (const formats::LayerCodebook& layer : codebook.layers) layers.push_back(layer_json(layer, false));
+  for (const formats::LayerCodebook& layer : codebook.layers)
+    layers.push_back(layer_json(layer, Arrays::kNone));
   return {{"model", report.plan.model.name},
           {"out", options.out.string()},
           {"dry_run", options.dry_run},
@@ -227,9 +235,19 @@ Json report_json(const calib::CalibrationReport& report, const calib::Calibratio
             {"forward", finite(report.forward_seconds)},
             {"backward", finite(report.backward_seconds)},
             {"fit", finite(report.fit_seconds)}}},
+          {"summary", fitted ? summary_json(calib::summarise(codebook)) : Json(nullptr)},
           {"plan", plan_json(report.plan)},
           {"warnings", report.warnings},
           {"layers", std::move(layers)}};
+}
+
+PageData page_data(const calib::CalibrationReport& report, const calib::CalibrationOptions& options,
+                   const Json& json) {
+  return {.kind = "calibrate",
+          .model = report.plan.model.name,
+          .report = json,
+          .codebook = page_codebook(report.codebook),
+          .plans = page_plans(report.codebook, options.model)};
 }
 
 std::string report_text(const calib::CalibrationReport& report, const calib::CalibrationOptions& options) {
@@ -240,7 +258,9 @@ std::string report_text(const calib::CalibrationReport& report, const calib::Cal
                    format_duration(report.forward_seconds), ", backward ",
                    format_duration(report.backward_seconds), " with fits of ",
                    format_duration(report.fit_seconds), ").\n\n");
-  return head + provenance_text(report.codebook) + "\n" + layers_text(report.codebook);
+  return concat(head, summary_text(report.codebook, calib::summarise(report.codebook)), "\n",
+                provenance_text(report.codebook, Fingerprints::kShort), "\nkvcal inspect --all ",
+                options.out.string(), " prints every layer.\n");
 }
 
 }  // namespace
@@ -253,8 +273,10 @@ int run_calibrate(const std::vector<std::string>& arguments) {
       "cache: "
       "2, 3 and 4 bits with and without outliers from one run. A run that was stopped goes on with the same "
       "command.",
-      "  kvcal calibrate --model ./Llama-3.1-8B --text prose.txt --out llama.h5\n"
-      "  kvcal calibrate --model ./Llama-3.1-8B --text prose.txt --out llama.h5 --dry-run");
+      "  kvcal calibrate --model ./Llama-3.1-8B \\\n"
+      "      --text prose.txt --out llama.h5 --html llama.html\n"
+      "  kvcal calibrate --model ./Llama-3.1-8B \\\n"
+      "      --text prose.txt --out llama.h5 --dry-run");
   add_inputs(line, parsed.options);
   add_sampling(line, parsed.options);
   add_method(line, parsed.options);
@@ -265,7 +287,7 @@ int run_calibrate(const std::vector<std::string>& arguments) {
   inputs.push_back(parsed.options.tokens);
   // A folder counts with all that is in it; a name in the cache is none.
   if (std::filesystem::is_directory(parsed.options.model)) inputs.emplace_back(parsed.options.model);
-  parsed.json.check(inputs);
+  check_outputs(parsed.json, parsed.html, inputs);
 
   start_log(parsed.verbosity);
   handle_signals(OnSignal::kAsk);
@@ -275,10 +297,13 @@ int run_calibrate(const std::vector<std::string>& arguments) {
   try {
     const calib::CalibrationReport report = calib::calibrate(options, progress, &plan);
     progress.clear();
-    parsed.json.write(report_json(report, options));
+    const Json json = report_json(report, options);
+    parsed.json.write(json);
+    if (parsed.html.wanted() && !options.dry_run)
+      parsed.html.write(page_html(page_data(report, options, json)));
     const bool text_wanted =
         !options.dry_run && !parsed.json.to_stdout() && parsed.verbosity != Verbosity::kQuiet;
-    if (text_wanted) print(report_text(report, options));
+    if (text_wanted) print(report_text(report, options) + page_line(parsed.html));
     if (options.dry_run && report.already_done && !parsed.json.to_stdout())
       print(
           concat(options.out.string(), " is the finished result of this very run; there is nothing to do\n"));

@@ -3,6 +3,7 @@
 #include <numeric>
 #include <string>
 
+#include "apps/base64.h"
 #include "apps/codebook_view.h"
 
 namespace kvcal::apps {
@@ -13,7 +14,8 @@ Json number_json(double value) {
   return std::isfinite(value) ? Json(value) : Json(nullptr);
 }
 
-Json array_json(const std::vector<float>& values) {
+Json array_json(const std::vector<float>& values, Arrays arrays) {
+  if (arrays == Arrays::kPacked) return {{"f4", base64_of(values)}};
   Json result = Json::array();
   for (const float value : values) result.push_back(number_json(value));
   return result;
@@ -25,18 +27,19 @@ Json parsed(const std::string& text) {
   return value.is_discarded() ? Json(nullptr) : value;
 }
 
-Json datatype_json(const formats::Datatype& datatype, bool arrays) {
+Json datatype_json(const formats::Datatype& datatype, Arrays arrays) {
   Json result = {{"bits", datatype.bits},
                  {"objective", number_json(datatype.objective)},
                  {"lower_bound", number_json(datatype.lower_bound)},
                  {"qnorm_scale", number_json(datatype.qnorm_scale)},
                  {"qnorm_offset", number_json(datatype.qnorm_offset)},
                  {"weights", datatype.weights}};
-  if (arrays) result["centroids"] = array_json(datatype.centroids);
+  if (arrays != Arrays::kNone) result["centroids"] = array_json(datatype.centroids, arrays);
   return result;
 }
 
-Json sets_json(const std::vector<formats::OutlierSet>& sets, bool arrays) {
+Json sets_json(const std::vector<formats::OutlierSet>& sets, Arrays arrays) {
+  const bool wanted = arrays != Arrays::kNone;
   Json result = Json::array();
   for (const formats::OutlierSet& set : sets) {
     Json one = {{"fraction", set.fraction}};
@@ -46,18 +49,18 @@ Json sets_json(const std::vector<formats::OutlierSet>& sets, bool arrays) {
         datatypes.push_back(datatype_json(datatype, arrays));
       one["datatypes"] = std::move(datatypes);
     }
-    if (arrays && !set.lower.empty()) {
-      one["lower"] = array_json(set.lower);
-      one["upper"] = array_json(set.upper);
+    if (wanted && !set.lower.empty()) {
+      one["lower"] = array_json(set.lower, arrays);
+      one["upper"] = array_json(set.upper, arrays);
     }
-    if (arrays && !set.histogram.empty()) one["histogram"] = array_json(set.histogram);
+    if (wanted && !set.histogram.empty()) one["histogram"] = array_json(set.histogram, arrays);
     result.push_back(std::move(one));
   }
   return result;
 }
 
 // described: with the sizes that the layer does not give.
-Json tensor_json(const formats::TensorCodebook& tensor, bool described, bool arrays) {
+Json tensor_json(const formats::TensorCodebook& tensor, bool described, Arrays arrays) {
   const double fisher = std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
   Json result = Json::object();
   if (described) {
@@ -69,10 +72,28 @@ Json tensor_json(const formats::TensorCodebook& tensor, bool described, bool arr
   result["halves"] = {{"threshold_shift", number_json(tensor.halves.threshold_shift)},
                       {"datatype_excess", number_json(tensor.halves.datatype_excess)}};
   result["outliers"] = sets_json(tensor.outliers, arrays);
-  if (!tensor.with_sinks.empty()) result["with_sinks"] = sets_json(tensor.with_sinks, arrays);
+  const Arrays of_ablation = arrays == Arrays::kPacked ? Arrays::kNone : arrays;
+  if (!tensor.with_sinks.empty()) result["with_sinks"] = sets_json(tensor.with_sinks, of_ablation);
   if (!tensor.rotated.empty()) result["rope"] = sets_json(tensor.rotated, arrays);
-  if (arrays) result["fisher_channel"] = array_json(tensor.fisher_channel);
+  if (arrays != Arrays::kNone) result["fisher_channel"] = array_json(tensor.fisher_channel, arrays);
   return result;
+}
+
+// {"name", ..., "layers": [{"layer", "key", "value"}]}: a tensor's estimate under its name.
+Json method_json(const calib::MethodEstimate& method) {
+  Json layers = Json::array();
+  for (const calib::TensorEstimate& tensor : method.tensors) {
+    if (layers.empty() || layers.back()["layer"] != tensor.layer) layers.push_back({{"layer", tensor.layer}});
+    layers.back()[tensor.tensor] = tensor.divergence ? number_json(*tensor.divergence) : Json(nullptr);
+  }
+  return {{"name", method.datatype.name()},
+          {"bits", method.datatype.bits},
+          {"fraction", method.datatype.fraction},
+          {"bits_per_value", method.bits_per_value},
+          {"cache_bytes", method.cache_bytes},
+          {"context", calib::kSummaryContext},
+          {"estimated_kld", method.divergence ? number_json(*method.divergence) : Json(nullptr)},
+          {"layers", std::move(layers)}};
 }
 
 }  // namespace
@@ -117,7 +138,7 @@ Json provenance_json(const formats::Codebook& codebook) {
             {"perplexity", number_json(std::exp(calibration.loss))}}}};
 }
 
-Json layer_json(const formats::LayerCodebook& layer, bool arrays) {
+Json layer_json(const formats::LayerCodebook& layer, Arrays arrays) {
   Json result = Json::object();
   result["layer"] = layer.index;
   const bool has_kv_heads = layer.has_kv_heads();
@@ -133,6 +154,21 @@ Json layer_json(const formats::LayerCodebook& layer, bool arrays) {
     result[name] = tensor_json(tensor, !has_kv_heads || (name != "key" && name != "value"), arrays);
   }
   return result;
+}
+
+Json summary_json(const calib::CodebookSummary& summary) {
+  Json methods = Json::array();
+  for (const calib::MethodEstimate& method : summary.methods) methods.push_back(method_json(method));
+  std::string advice;
+  for (const calib::SampleAdvice& part : summary.advice) advice += (advice.empty() ? "" : "; ") + part.reason;
+  return {{"methods", std::move(methods)},
+          {"sample",
+           {{"threshold_shift", number_json(summary.sample.threshold_shift)},
+            {"threshold_shift_limit", calib::kThresholdShiftLimit},
+            {"datatype_excess", number_json(summary.sample.datatype_excess)},
+            {"datatype_excess_limit", calib::kDatatypeExcessLimit},
+            {"enough", summary.advice.empty()},
+            {"advice", advice}}}};
 }
 
 Json plan_json(const calib::CalibrationPlan& plan) {

@@ -5,15 +5,24 @@
 
 #include "apps/json_output.h"
 #include "calib/calibrate.h"
+#include "calib/codebook_summary.h"
 #include "formats/codebook.h"
 
 namespace kvcal::apps {
 
-/// Where the codebook comes from: model, text, options, fingerprints. Ends with a newline.
-[[nodiscard]] std::string provenance_text(const formats::Codebook& codebook);
+/// What matters first: each method's bits, the size of the cache, what it is estimated to cost; whether the sample was
+/// enough; the tensors that cost most. Ends with a newline, as all of these.
+[[nodiscard]] std::string summary_text(const formats::Codebook& codebook,
+                                       const calib::CodebookSummary& summary);
 
-/// A table with a line for each tensor of each layer.
-[[nodiscard]] std::string layers_text(const formats::Codebook& codebook);
+/// Where the codebook comes from: model, text, options, fingerprints; whole ones, or their first digits.
+enum class Fingerprints { kShort, kWhole };
+[[nodiscard]] std::string provenance_text(const formats::Codebook& codebook, Fingerprints fingerprints);
+
+/// Tables with a line for each tensor of each layer: what it is estimated to cost by each method, and what it adds to
+/// the difference between the sample's halves.
+[[nodiscard]] std::string layers_text(const formats::Codebook& codebook,
+                                      const calib::CodebookSummary& summary);
 
 /// All of one layer: thresholds in short, every datatype's centroids with and without Q-Norm.
 [[nodiscard]] std::string layer_text(const formats::LayerCodebook& layer);
@@ -26,8 +35,17 @@ namespace kvcal::apps {
 /// {"layer", "kv_heads", ...,
 ///  "key": {"fisher_sum", "halves", "outliers": [{"fraction", "datatypes": [...]}]}, "value": {...}};
 /// a tensor whose sizes do not stand at the layer holds "heads", "dim" and "thresholds" as well.
-/// With `arrays` the thresholds, centroids and fisher_channel as well.
-[[nodiscard]] Json layer_json(const formats::LayerCodebook& layer, bool arrays);
+/// With arrays the thresholds, centroids, histograms and fisher_channel as well.
+enum class Arrays {
+  kNone,
+  kNumbers,
+  kPacked,  ///< as {"f4": base64 of little-endian float32}, without those of with_sinks: for a page
+};
+[[nodiscard]] Json layer_json(const formats::LayerCodebook& layer, Arrays arrays);
+/// {"methods": [{"name", "bits", "fraction", "bits_per_value", "cache_bytes", "context", "estimated_kld", "layers"}],
+///  "sample": {"threshold_shift", "threshold_shift_limit", "datatype_excess", "datatype_excess_limit", "enough",
+///  "advice"}}
+[[nodiscard]] Json summary_json(const calib::CodebookSummary& summary);
 [[nodiscard]] Json plan_json(const calib::CalibrationPlan& plan);
 
 }  // namespace kvcal::apps

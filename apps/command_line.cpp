@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <memory>
-#include <sstream>
 #include <utility>
 
 #include "apps/commands.h"
 #include "apps/sizes.h"
 #include "apps/suggest.h"
+#include "apps/terminal.h"
 #include "base/error.h"
 
 namespace kvcal::apps {
@@ -84,48 +84,61 @@ class ConfigReader : public CLI::ConfigTOML {
   const CLI::App& app_;
 };
 
-constexpr std::size_t kHelpWidth = 100, kHelpColumn = 32;
-
-std::string wrapped(const std::string& text, std::size_t width) {
-  std::string result;
-  std::size_t column = 0;
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
-    const bool breaks = column > 0 && column + 1 + word.size() > width;
-    if (column > 0) result += breaks ? '\n' : ' ';
-    column = breaks ? word.size() : column + (column > 0 ? 1 : 0) + word.size();
-    result += word;
-  }
-  return result;
-}
-
-// CLI11's help, wrapped, without its notes about which options exclude each other
-// (an error says so when it happens).
+// Help in the terminal's width, without CLI11's notes about which options exclude each other (an error says so
+// when it happens).
 class HelpFormatter : public CLI::Formatter {
  public:
-  std::string make_option_opts(const CLI::Option* option) const override {
-    return option->get_type_size() == 0 ? std::string{} : " " + option->get_type_name();
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode) const override {
+    std::string text = concat(wrapped(app->get_description(), width_), "\n\n", make_usage(app, name));
+    text += group_text("Positionals", app->get_options([](const CLI::Option* option) {
+      return option->get_positional() && !option->get_group().empty();
+    }));
+    for (const std::string& group : app->get_groups()) {
+      if (group.empty()) continue;
+      text += group_text(group, app->get_options([&group](const CLI::Option* option) {
+        return option->nonpositional() && option->get_group() == group;
+      }));
+    }
+    return concat(text, "\n", bold("Example:"), "\n", app->get_footer(), "\n");
   }
-  std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
-    std::string name = CLI::Formatter::make_option_name(option, is_positional);
+
+  std::string make_option(const CLI::Option* option, bool is_positional) const override {
+    constexpr std::size_t kBelow = 6, kBeside = 32, kLeastForTwoColumns = 80;
+    const bool two_columns = width_ >= kLeastForTwoColumns;
+    const std::size_t column = two_columns ? kBeside : kBelow;
+    std::string names = "  " + option_text(option, is_positional);
+    std::string text = wrapped(option->get_description(), width_, column);
+    if (!two_columns || text.empty() || names.size() + 2 > column) return concat(names, "\n", text, "\n");
+    return concat(names, text.substr(names.size()), "\n");
+  }
+
+ private:
+  [[nodiscard]] std::string group_text(const std::string& name,
+                                       const std::vector<const CLI::Option*>& options) const {
+    if (options.empty()) return "";
+    std::string text = concat("\n", bold(name + ":"), "\n");
+    for (const CLI::Option* option : options) text += make_option(option, option->get_positional());
+    return text;
+  }
+
+  [[nodiscard]] std::string option_text(const CLI::Option* option, bool is_positional) const {
+    std::string text = make_option_name(option, is_positional);
     const std::string mark = "{false}";
-    if (const std::size_t at = name.find(mark); at != std::string::npos) name.erase(at, mark.size());
-    return name;
+    if (const std::size_t at = text.find(mark); at != std::string::npos) text.erase(at, mark.size());
+    const std::string type = option->get_type_size() == 0 ? "" : option->get_type_name();
+    return type.empty() || type == " " ? text : concat(text, " ", type);
   }
-  std::string make_option_desc(const CLI::Option* option) const override {
-    return wrapped(option->get_description(), kHelpWidth - kHelpColumn);
-  }
+
+  std::size_t width_ = help_width(Stream::kOutput);
 };
 
 }  // namespace
 
 CommandLine::CommandLine(const std::string& name, const std::string& description, const std::string& example)
-    : app_(wrapped(description, kHelpWidth), name) {
-  app_.footer("\nExample:\n" + example);
+    : app_(description, name) {
+  app_.footer(example);
   app_.set_help_flag("-h,--help", "Print this help and stop")->configurable(false);
-  auto formatter = std::make_shared<HelpFormatter>();
-  formatter->column_width(kHelpColumn);
-  app_.formatter(std::move(formatter));
+  app_.formatter(std::make_shared<HelpFormatter>());
   app_.allow_extras();
   app_.set_config("--config", "",
                   "Read options from a file: one a line, such as seqlen = 8K; the command line wins")
@@ -142,6 +155,18 @@ void CommandLine::add_json(JsonOutput& output) {
             output = JsonOutput(file);
           },
           "Write the result as JSON to FILE; - is standard output, which then holds nothing else")
+      ->type_name("FILE");
+}
+
+void CommandLine::add_html(OutputFile& output) {
+  app_.add_option_function<std::string>(
+          "--html",
+          [&output](const std::string& file) {
+            if (file.empty() || file == "-")
+              throw WrongUsage("--html needs the name of a file, such as page.html");
+            output = OutputFile("--html", file);
+          },
+          "Write the result as a page that a browser shows without a network: pictures, tables and the data")
       ->type_name("FILE");
 }
 

@@ -17,13 +17,14 @@ namespace kvcal::apps {
 /// The command line of `kvcal NAME`. Fill app() with options, then parse().
 class CommandLine {
  public:
-  /// `example` is printed at the end of the help.
+  /// `example` is printed at the end of the help as it stands: lines of at most kColumns columns (terminal.h).
   CommandLine(const std::string& name, const std::string& description, const std::string& example);
 
   [[nodiscard]] CLI::App& app() { return app_; }
 
   /// Options that several commands share.
   void add_json(JsonOutput& output);
+  void add_html(OutputFile& output);
   void add_verbosity(Verbosity& verbosity);
   void add_threads(int& threads);
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -14,6 +15,8 @@
 #include "apps/commands.h"
 #include "apps/json_output.h"
 #include "apps/sizes.h"
+#include "apps/terminal.h"
+#include "apps/text_table.h"
 #include "base/error.h"
 #include "formats/codebook.h"
 #include "formats/codebook_diff.h"
@@ -108,6 +111,7 @@ std::string place_text(const Difference& difference) {
   return difference.index ? concat(difference.path, " [", *difference.index, "]") : difference.path;
 }
 
+// Of --all: whole, on one line, however long.
 std::string difference_line(const Difference& difference) {
   const std::string magnitude =
       std::isfinite(difference.magnitude) ? concat(" (", format_number(difference.magnitude, 3), ")") : "";
@@ -115,18 +119,30 @@ std::string difference_line(const Difference& difference) {
                 value_text(difference.right), magnitude, "\n");
 }
 
+// Of the summary, where the beginning of a checksum is enough.
+std::string short_difference_line(Difference difference) {
+  constexpr std::size_t kSha256 = 64, kShown = 8;
+  for (formats::DifferenceValue* value : {&difference.left, &difference.right}) {
+    auto* text = std::get_if<std::string>(value);
+    if (difference.path.ends_with("sha256") && text != nullptr && text->size() == kSha256)
+      *text = text->substr(0, kShown) + "...";
+  }
+  return hanging(difference_line(difference));
+}
+
 std::string plural(std::size_t count, const std::string& noun) {
   return concat(count, " ", noun, count == 1 ? "" : "s");
 }
 
 std::string count_line(const Report& report, double tolerance) {
-  const Difference* largest = formats::largest_difference(report.differences);
   return concat(plural(report.differences.size(), "difference"),
                 tolerance > 0 ? concat(" (tolerance ", format_number(tolerance, 6), ")") : "",
-                largest != nullptr ? concat(", the largest ", format_number(largest->magnitude, 3), ": ",
-                                            place_text(*largest))
-                                   : "",
-                "\n");
+                report.largest ? concat(", the largest ", format_number(*report.largest, 3)) : "", "\n");
+}
+
+std::string largest_line(const Report& report) {
+  const Difference* largest = formats::largest_difference(report.differences);
+  return largest == nullptr ? "" : hanging(concat("largest in ", place_text(*largest))) + "\n";
 }
 
 // Names and fingerprint of the weights, which the line about the model has told.
@@ -137,12 +153,13 @@ bool is_told_by_model_line(const Difference& difference) {
 std::string provenance_lines(const Report& report) {
   std::string text;
   if (!report.model.weights) {
-    text = concat("the same architecture, other weights: a finetune, or another checkpoint (",
-                  report.left_model, " -> ", report.right_model, ")\n");
+    text = hanging(concat("the same architecture, other weights: a finetune, or another checkpoint (",
+                          report.left_model, " -> ", report.right_model, ")")) +
+           "\n";
   }
   for (const Difference& difference : report.differences) {
     if (difference.layer || (!report.model.weights && is_told_by_model_line(difference))) continue;
-    text += difference_line(difference);
+    text += short_difference_line(difference);
   }
   return text;
 }
@@ -157,19 +174,9 @@ std::string one_sided_line(const Report& report) {
     if (++count == 1) first = &difference;
   }
   if (first == nullptr) return "";
-  return concat("in one of the files only: ", first->path,
-                count > 1 ? concat(" and ", count - 1, " more (--all lists them)") : "", "\n");
-}
-
-std::string right_aligned(const std::string& text, std::size_t width) {
-  return std::string(width - std::min(width, text.size()), ' ') + text;
-}
-
-std::string table_line(const std::string& layer, const std::string& key_thresholds,
-                       const std::string& key_centroids, const std::string& value_centroids) {
-  constexpr std::size_t kLayer = 5, kColumn = 17;
-  return concat(right_aligned(layer, kLayer), right_aligned(key_thresholds, kColumn),
-                right_aligned(key_centroids, kColumn), right_aligned(value_centroids, kColumn), "\n");
+  return hanging(concat("in one of the files only: ", first->path,
+                        count > 1 ? concat(" and ", count - 1, " more (--all lists them)") : "")) +
+         "\n";
 }
 
 std::string cell(std::optional<double> magnitude) {
@@ -181,30 +188,29 @@ std::string layers_table(std::vector<LayerDifference> layers) {
   const std::size_t differing = layers.size();
   std::erase_if(layers, [](const LayerDifference& layer) { return !layer.largest(); });
   std::ranges::stable_sort(layers, std::ranges::greater(), &LayerDifference::largest);
+  TextTable table({{"layer"}, {"key thresholds"}, {"key centroids"}, {"value centroids"}});
+  for (const LayerDifference& layer : std::span(layers).first(std::min(layers.size(), kMostRows))) {
+    table.add_row({std::to_string(layer.layer), cell(layer.key_thresholds), cell(layer.key_centroids),
+                   cell(layer.value_centroids)});
+  }
   std::string text;
-  if (!layers.empty()) {
-    text = "largest relative differences\n" +
-           table_line("layer", "key thresholds", "key centroids", "value centroids");
-  }
-  for (std::size_t i = 0; i < std::min(layers.size(), kMostRows); ++i) {
-    const LayerDifference& layer = layers[i];
-    text += table_line(std::to_string(layer.layer), cell(layer.key_thresholds), cell(layer.key_centroids),
-                       cell(layer.value_centroids));
-  }
+  if (!layers.empty()) text = concat(bold("largest relative differences"), "\n", table.text());
   if (layers.size() > kMostRows) {
     text += concat("and ", plural(layers.size() - kMostRows, "more layer"), ", none above ",
                    cell(layers[kMostRows].largest()), "\n");
   }
   if (differing > layers.size()) {
-    text += concat(plural(differing - layers.size(), layers.empty() ? "layer" : "more layer"),
-                   " with other differences only (--all lists them)\n");
+    text += hanging(concat(plural(differing - layers.size(), layers.empty() ? "layer" : "more layer"),
+                           " with other differences only (--all lists them)")) +
+            "\n";
   }
   return text;
 }
 
 std::string another_model_line(const Report& report) {
-  return concat("another model: ", report.left_model, " and ", report.right_model, " differ in ",
-                report.model.weights ? "config" : "config and weights", "\n");
+  return hanging(concat("another model: ", report.left_model, " and ", report.right_model, " differ in ",
+                        report.model.weights ? "config" : "config and weights")) +
+         "\n";
 }
 
 std::string to_text(const Report& report, const Options& options) {
@@ -219,7 +225,7 @@ std::string to_text(const Report& report, const Options& options) {
   }
   if (!report.model.config) return another_model_line(report);
   return provenance_lines(report) + one_sided_line(report) + layers_table(report.layers) +
-         count_line(report, options.tolerance);
+         largest_line(report) + count_line(report, options.tolerance);
 }
 
 void add_options(CommandLine& line, Options& options) {
@@ -234,9 +240,8 @@ void add_options(CommandLine& line, Options& options) {
               throw base::WrongUsage(concat("--tolerance is ", text, ": the least is 0"));
             }
           },
-          "Measured numbers count as the same where they differ by at most this share of the largest in "
-          "their "
-          "array; 0 by default")
+          "Measured numbers count as the same where they differ by at most this share of the largest "
+          "in their array; 0 by default")
       ->type_name("X");
   line.app().add_flag("--all", options.all, "Print every difference, one a line, in place of the summary");
   line.add_json(options.json);

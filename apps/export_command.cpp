@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "apps/commands.h"
 #include "apps/json_output.h"
 #include "apps/sizes.h"
+#include "apps/terminal.h"
 #include "base/error.h"
 #include "calib/export.h"
 #include "formats/export/check.h"
@@ -89,12 +91,55 @@ void add_options(CommandLine& line, ExportArguments& arguments) {
       "any position");
 }
 
+// The words of a shell's command: quoted blanks part none.
+std::vector<std::string> shell_words(std::string_view command) {
+  std::vector<std::string> words(1);
+  char quote = 0;
+  for (const char letter : command) {
+    if (quote == 0 && letter == ' ') {
+      words.emplace_back();
+      continue;
+    }
+    if (quote == 0 && (letter == '\'' || letter == '"')) {
+      quote = letter;
+    } else if (quote == letter) {
+      quote = 0;
+    }
+    words.back() += letter;
+  }
+  return words;
+}
+
+// Indented; what is longer than a line goes on in the next as a shell reads it. Lines without an option are
+// no commands but words about one.
+std::string command_text(const std::string& command) {
+  constexpr std::size_t kIndent = 2, kFurther = 6, kGoesOn = 2;  // " \"
+  if (command.find(" -") == std::string::npos)
+    return concat("  ", hanging(command, kColumns - kIndent, kFurther), "\n");
+  std::string text, line(kIndent, ' ');
+  bool is_first = true;
+  for (const std::string& word : shell_words(command)) {
+    if (!is_first && line.size() + 1 + word.size() + kGoesOn > kColumns) {
+      text += line + " \\\n";
+      line.assign(kFurther, ' ');
+      is_first = true;
+    }
+    line += (is_first ? "" : " ") + word;
+    is_first = false;
+  }
+  return text + line + "\n";
+}
+
 std::string report_text(const formats::ExportReport& report) {
   std::string text;
   for (const std::filesystem::path& file : report.files) text += concat("Wrote ", file.string(), "\n");
-  if (!report.serve.empty()) text += concat("\nServe it with\n  ", report.serve, "\n");
-  if (!report.needs.empty()) text += concat("Needs ", report.needs, "\n");
-  if (!report.beware.empty()) text += concat("Beware: ", report.beware, "\n");
+  if (!report.serve.empty()) {
+    text += concat("\n", bold("Serve it with"), "\n");
+    std::istringstream commands(report.serve);
+    for (std::string command; std::getline(commands, command);) text += command_text(command);
+  }
+  if (!report.needs.empty()) text += hanging(concat("Needs ", report.needs)) + "\n";
+  if (!report.beware.empty()) text += hanging(concat(attention("Beware:"), " ", report.beware)) + "\n";
   return text;
 }
 
@@ -109,11 +154,12 @@ std::string check_text(const std::filesystem::path& path, const formats::ExportC
   std::string text = concat(path.string(), ", ", check.format, ": ", check.scales, " scales");
   if (check.smallest)
     text += concat(", ", format_number(*check.smallest, 4), " to ", format_number(*check.largest, 4));
-  text += check.problems.empty() ? ", nothing wrong\n"
-                                 : concat(", ", check.problems.size(),
-                                          check.problems.size() == 1 ? " problem\n" : " problems\n");
+  text += check.problems.empty() ? std::string(", nothing wrong")
+                                 : attention(concat(", ", check.problems.size(),
+                                                    check.problems.size() == 1 ? " problem" : " problems"));
+  text = hanging(text) + "\n";
   for (const formats::ScaleFinding& problem : check.problems)
-    text += concat("  ", problem.name, ": ", problem.problem, "\n");
+    text += concat("  ", hanging(concat(problem.name, ": ", problem.problem), kColumns - 2, 4), "\n");
   return text;
 }
 
@@ -162,10 +208,12 @@ int run_export(const std::vector<std::string>& arguments) {
       "export",
       "Hands a codebook over to a serving system, whole or as the scales that today's systems load "
       "(docs/exports/README.md). Prints the command that serves it and how a scale could get lost.",
-      "  kvcal export llama.h5 --format safetensors --out llama.safetensors\n"
-      "  kvcal export llama.h5 --format onnx-genai --type int8 --per channel --clip 99.99% --out "
-      "scales.json\n"
-      "  kvcal export llama.h5 --format compressed-tensors --type fp8 --per tensor --into llama-w4a16\n"
+      "  kvcal export llama.h5 --format safetensors \\\n"
+      "      --out llama.safetensors\n"
+      "  kvcal export llama.h5 --format onnx-genai --type int8 \\\n"
+      "      --per channel --clip 99.99% --out scales.json\n"
+      "  kvcal export llama.h5 --format compressed-tensors \\\n"
+      "      --type fp8 --per tensor --into llama-w4a16\n"
       "  kvcal export --check overlay llama.h5");
   add_options(line, parsed);
   line.add_json(parsed.json);

@@ -41,38 +41,55 @@ std::string text_of(const Json& value) {
   return value.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-void JsonOutput::check(const std::vector<std::filesystem::path>& inputs) const {
-  if (!wanted() || to_stdout()) return;
+void OutputFile::check(const std::vector<std::filesystem::path>& inputs) const {
+  if (!wanted()) return;
   const std::filesystem::path path(file_);
   for (const std::filesystem::path& input : inputs) {
     if (!input.empty() && base::lies_in(path, input))
-      throw base::WrongUsage(concat("--json ", file_, " is an input of the command; name another file"));
+      throw base::WrongUsage(concat(option_, " ", file_, " is an input of the command; name another file"));
   }
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) {
-    throw SystemError(concat("--json ", file_, " is a folder; name a file in it, or - for standard output"));
+    throw SystemError(concat(option_, " ", file_, " is a folder; name a file in it"));
   }
   if (is_device(file_)) return;
   const std::filesystem::path folder =
       path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   if (::access(folder.c_str(), W_OK | X_OK) != 0) {
-    throw SystemError(concat("--json ", file_, ": cannot write into the folder ", folder.string(), ": ",
+    throw SystemError(concat(option_, " ", file_, ": cannot write into the folder ", folder.string(), ": ",
                              base::errno_text(errno), "; name another file"));
   }
 }
 
-void JsonOutput::write(const Json& value) const {
+void OutputFile::write(std::string_view text) const {
   if (!wanted()) return;
-  const std::string text = text_of(value);
-  if (to_stdout()) {
-    print(text);
-  } else if (is_device(file_)) {
+  if (is_device(file_)) {
     errno = 0;
     std::ofstream device(file_);
     if (!(device << text << std::flush)) base::throw_system_error("write", file_, errno);
   } else {
-    base::write_file_atomically(std::filesystem::path(file_), std::string_view(text));
+    base::write_file_atomically(std::filesystem::path(file_), text);
   }
+}
+
+void JsonOutput::check(const std::vector<std::filesystem::path>& inputs) const {
+  if (!to_stdout()) file_.check(inputs);
+}
+
+void check_outputs(const JsonOutput& json, const OutputFile& html,
+                   const std::vector<std::filesystem::path>& inputs) {
+  json.check(inputs);
+  html.check(inputs);
+  if (json.wanted() && html.wanted() && base::lies_in(json.file(), html.file()))
+    throw base::WrongUsage(concat("--json and --html name the same file, ", html.file(), "; name two"));
+}
+
+void JsonOutput::write(const Json& value) const {
+  if (!wanted()) return;
+  if (to_stdout())
+    print(text_of(value));
+  else
+    file_.write(text_of(value));
 }
 
 }  // namespace kvcal::apps

@@ -99,7 +99,8 @@ int run_kmeans(const std::vector<std::string>& arguments) {
       "kmeans",
       "The optimal centroids of weighted numbers: no k centroids have a smaller sum of weight times squared "
       "distance to the nearest.",
-      "  kvcal kmeans --x keys.npy --weights fisher.npy --k 8 --json -");
+      "  kvcal kmeans --x keys.npy --weights fisher.npy \\\n"
+      "      --k 8 --json -");
   add_options(line, options);
   if (!line.parse(arguments)) return kDone;
   require(!options.points.empty(), "--x", "name the .npy file with the points");

@@ -10,6 +10,8 @@
 #include "apps/log.h"
 #include "apps/signals.h"
 #include "apps/suggest.h"
+#include "apps/terminal.h"
+#include "apps/text_table.h"
 #include "base/error.h"
 #include "calib/version.h"
 #include "formats/codebook.h"
@@ -19,21 +21,23 @@ namespace {
 
 using base::concat;
 
-std::string help_text() {
-  std::string text =
-      "kvcal computes the codebooks from which a serving system holds a language model's KV cache at 2, 3 or "
-      "4 bits.\n\n"
-      "Usage: kvcal SUBCOMMAND [OPTIONS]\n\nSubcommands:\n";
-  for (const Command& command : commands()) {
-    std::string name(command.name);
-    name.resize(12, ' ');
-    text += concat("  ", name, command.summary, "\n");
-  }
-  return text +
-         "\nkvcal SUBCOMMAND --help explains the options of one.\nkvcal --version prints the version.\n\n"
-         "Example:\n"
-         "  kvcal calibrate --model ./Llama-3.1-8B --text prose.txt --out llama.h5\n"
-         "  kvcal validate --model ./Llama-3.1-8B --codebook llama.h5 --text other.txt\n";
+std::string help_text(Stream stream) {
+  const std::size_t width = help_width(stream);
+  TextTable subcommands({{"", Align::kLeft}, {"", Align::kLeft, true}}, width, 2);
+  for (const Command& command : commands())
+    subcommands.add_row({std::string(command.name), std::string(command.summary)});
+  return concat(
+      wrapped("kvcal computes the codebooks from which a serving system holds a language model's KV cache at "
+              "2, 3 or 4 bits.",
+              width),
+      "\n\nUsage: kvcal SUBCOMMAND [OPTIONS]\n\n", bold("Subcommands:", stream), "\n", subcommands.text(),
+      "\nkvcal SUBCOMMAND --help explains the options of one.\nkvcal --version prints the version.\n\n",
+      bold("Example:", stream),
+      "\n"
+      "  kvcal calibrate --model ./Llama-3.1-8B \\\n"
+      "      --text prose.txt --out llama.h5\n"
+      "  kvcal validate --model ./Llama-3.1-8B \\\n"
+      "      --codebook llama.h5 --text other.txt\n");
 }
 
 // Messages of libraries (libtorch's, with its backtrace) may have many lines; the first says what happened.
@@ -60,7 +64,7 @@ void print_error(const std::string& message) {
 
 int dispatch(const std::vector<std::string>& arguments) {
   if (arguments.empty()) {
-    std::fputs(help_text().c_str(), stderr);
+    std::fputs(help_text(Stream::kError).c_str(), stderr);
     return kWrongUsage;
   }
   const std::string& first = arguments.front();
@@ -71,7 +75,7 @@ int dispatch(const std::vector<std::string>& arguments) {
   if (first == "--help" || first == "-h" || first == "help") {
     const bool of_command = first == "help" && arguments.size() > 1;
     if (of_command) return dispatch({arguments[1], "--help"});
-    print(help_text());
+    print(help_text(Stream::kOutput));
     return kDone;
   }
   std::vector<std::string> names;
@@ -97,6 +101,7 @@ std::span<const Command> commands() {
       Command{"validate", "show what a codebook costs: perplexity, divergence, error by layer", run_validate},
       Command{"export", "hand a codebook, or scales of the same calibration, to a serving system",
               run_export},
+      Command{"plan", "what a context costs in memory and what fits, from config.json", run_plan},
       Command{"inspect", "what is in a codebook and where it comes from", run_inspect},
       Command{"diff", "what changed between two codebooks", run_diff},
       Command{"kmeans", "the solver alone: optimal centroids of numbers in a .npy file", run_kmeans},

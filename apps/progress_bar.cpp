@@ -1,15 +1,13 @@
 #include "apps/progress_bar.h"
 
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
+#include <initializer_list>
 
 #include "apps/signals.h"
 #include "apps/sizes.h"
+#include "apps/terminal.h"
 #include "base/error.h"
 
 namespace kvcal::apps {
@@ -19,17 +17,6 @@ using base::concat;
 
 constexpr std::chrono::milliseconds kBarInterval(100);
 constexpr std::chrono::seconds kLineInterval(5);
-
-bool is_terminal() {
-  const char* kind = std::getenv("TERM");
-  return ::isatty(STDERR_FILENO) == 1 && !(kind != nullptr && std::string_view(kind) == "dumb");
-}
-
-int terminal_width() {
-  winsize size{};
-  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
-}
 
 double fraction_done(const StageState& state) {
   if (state.total <= 0) return 0;
@@ -64,6 +51,35 @@ std::string shortened(const std::string& text, std::size_t width) {
   return text.substr(0, width - 3) + "...";
 }
 
+std::string joined(std::initializer_list<std::string> parts, const std::string& between) {
+  std::string text;
+  for (const std::string& part : parts) {
+    if (!part.empty()) text += (text.empty() ? "" : between) + part;
+  }
+  return text;
+}
+
+// The name and what follows it; where they are too long, the name is cut.
+std::string with_name(const StageState& state, const std::string& rest, std::size_t width) {
+  constexpr std::size_t kLeastName = 8;
+  const std::size_t room = width - std::min(width, rest.size());
+  return shortened(shortened(state.name, std::max(room, kLeastName)) + rest, width);
+}
+
+// The stage in words, without the rate and then without the detail where there is no room.
+std::string in_words(const StageState& state, const std::string& after_name, const std::string& between,
+                     std::size_t width) {
+  const std::string percent = percent_text(state), rate = rate_text(state), remaining = left_text(state);
+  std::string rest;
+  for (const std::string& parts :
+       {joined({state.detail, percent, rate, remaining}, between),
+        joined({state.detail, percent, remaining}, between), joined({percent, remaining}, between)}) {
+    rest = after_name + parts;
+    if (state.name.size() + rest.size() <= width) break;
+  }
+  return with_name(state, rest, width);
+}
+
 }  // namespace
 
 double steps_per_second(const StageState& state) {
@@ -73,30 +89,23 @@ double steps_per_second(const StageState& state) {
 
 std::string format_bar(const StageState& state, int width) {
   constexpr int kLeastBar = 10, kMostBar = 40;
-  std::string left = state.name;
-  if (!state.detail.empty()) left += "  " + state.detail;
-  std::string right = percent_text(state);
-  for (const std::string& part : {rate_text(state), left_text(state)}) {
-    if (!part.empty()) right += "  " + part;
+  const std::string left = joined({state.name, state.detail}, "  ");
+  const std::string percent = percent_text(state), rate = rate_text(state), remaining = left_text(state);
+  // Where there is no room for all, the rate goes first: the bar and the time left say more.
+  for (const std::string& right :
+       {joined({percent, rate, remaining}, "  "), joined({percent, remaining}, "  ")}) {
+    const int room = width - static_cast<int>(left.size() + right.size()) - 6;  // two gaps and two brackets
+    if (room < kLeastBar || state.total <= 0) continue;
+    const int length = std::min(room, kMostBar);
+    const int filled = static_cast<int>(length * fraction_done(state));
+    return concat(left, "  [", std::string(static_cast<std::size_t>(filled), '#'),
+                  std::string(static_cast<std::size_t>(length - filled), '.'), "]  ", right);
   }
-  const int room = width - static_cast<int>(left.size() + right.size()) - 6;  // two gaps and two brackets
-  if (room < kLeastBar || state.total <= 0) {
-    return shortened(left + "  " + right, static_cast<std::size_t>(std::max(width, 0)));
-  }
-  const int length = std::min(room, kMostBar);
-  const int filled = static_cast<int>(length * fraction_done(state));
-  return concat(left, "  [", std::string(static_cast<std::size_t>(filled), '#'),
-                std::string(static_cast<std::size_t>(length - filled), '.'), "]  ", right);
+  return in_words(state, "  ", "  ", static_cast<std::size_t>(std::max(width, 0)));
 }
 
 std::string format_line(const StageState& state) {
-  std::string line = state.name + ": ";
-  if (!state.detail.empty()) line += state.detail + ", ";
-  line += percent_text(state);
-  for (const std::string& part : {rate_text(state), left_text(state)}) {
-    if (!part.empty()) line += ", " + part;
-  }
-  return line;
+  return in_words(state, ": ", ", ", kColumns);
 }
 
 std::string format_end(const StageState& state) {
@@ -104,11 +113,14 @@ std::string format_end(const StageState& state) {
   // One report only: the whole stage is all that was measured.
   if (rate <= 0 && state.elapsed > 0) rate = static_cast<double>(state.done) / state.elapsed;
   const std::string text = rate_text(rate, state.unit);
-  return concat(state.name, ": ", format_count(state.done), " ", state.unit, " in ",
-                format_duration(state.elapsed), text.empty() ? "" : concat(" (", text, ")"));
+  const std::string work =
+      concat(": ", format_count(state.done), " ", state.unit, " in ", format_duration(state.elapsed));
+  const std::string with_rate = text.empty() ? work : concat(work, " (", text, ")");
+  return with_name(state, state.name.size() + with_rate.size() <= kColumns ? with_rate : work, kColumns);
 }
 
-ProgressBar::ProgressBar(Verbosity verbosity) : verbosity_(verbosity), on_terminal_(is_terminal()) {}
+ProgressBar::ProgressBar(Verbosity verbosity)
+    : verbosity_(verbosity), on_terminal_(is_capable_terminal(Stream::kError)) {}
 
 ProgressBar::~ProgressBar() {
   clear();
@@ -190,7 +202,8 @@ void ProgressBar::draw(bool forced) {
   }
   // One column less than there is: some terminals wrap after the last.
   // "\x1b[K" clears what an earlier, longer bar left.
-  const std::string bar = "\r" + format_bar(state_, terminal_width() - 1) + "\x1b[K";
+  const auto width = static_cast<int>(terminal_columns(Stream::kError).value_or(kColumns));
+  const std::string bar = "\r" + format_bar(state_, width - 1) + "\x1b[K";
   std::fwrite(bar.data(), 1, bar.size(), stderr);
   std::fflush(stderr);
   bar_shown_ = true;

@@ -32,7 +32,9 @@ struct StageState {
 /// "forward  layer 3 of 32  [####......]  41 %  1,234 tokens/s  2 min 5 s left".
 [[nodiscard]] std::string format_bar(const StageState& state, int width);
 
-/// The same without a bar: "forward: layer 3 of 32, 41 %, 1,234 tokens/s, 2 min 5 s left".
+/// The same without a bar, in kColumns columns (terminal.h):
+/// "forward: layer 3 of 32, 41 %, 1,234 tokens/s, 5 s left". Where there is no room, the rate goes first, as in the
+/// bar, then the detail and the end of the name.
 [[nodiscard]] std::string format_line(const StageState& state);
 
 /// The end of a stage: "forward: 8,192 tokens in 12 s (683 tokens/s)".

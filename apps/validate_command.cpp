@@ -7,6 +7,8 @@
 #include "apps/command_line.h"
 #include "apps/commands.h"
 #include "apps/json_output.h"
+#include "apps/page/page.h"
+#include "apps/page/page_data.h"
 #include "apps/progress_bar.h"
 #include "apps/signals.h"
 #include "apps/sizes.h"
@@ -29,6 +31,7 @@ struct ValidateArguments {
   ValidationLimits limits;
   Verbosity verbosity = Verbosity::kNormal;
   JsonOutput json;
+  OutputFile html;
 };
 
 void add_inputs(CommandLine& line, calib::ValidationOptions& options) {
@@ -175,6 +178,7 @@ void add_machine(CommandLine& line, ValidateArguments& arguments) {
                  "Folder for hidden states that memory has no room for; nothing stays there")
       ->type_name("DIR");
   line.add_json(arguments.json);
+  line.add_html(arguments.html);
   line.add_verbosity(arguments.verbosity);
 }
 
@@ -188,7 +192,7 @@ void check_arguments(const ValidateArguments& arguments) {
   inputs.push_back(options.tokens);
   inputs.push_back(options.codebook);
   if (std::filesystem::is_directory(options.model)) inputs.emplace_back(options.model);
-  arguments.json.check(inputs);
+  check_outputs(arguments.json, arguments.html, inputs);
 }
 
 class PlanPrinter final : public calib::ValidationListener {
@@ -199,6 +203,21 @@ class PlanPrinter final : public calib::ValidationListener {
     log_info(text);
   }
 };
+
+PageData page_data(const ValidateArguments& arguments, const Json& report) {
+  const calib::ValidationOptions& options = arguments.options;
+  PageData page{.kind = "validate", .model = report["model"], .report = report};
+  if (options.codebook.empty()) {
+    calib::CachePlanOptions plan;
+    plan.gpu_memory_bytes = kPageGpuMemory;
+    page.plans = page_plans(calib::read_cache_model(options.model), plan);
+    return page;
+  }
+  const formats::Codebook codebook = formats::read_codebook(options.codebook);
+  page.codebook = page_codebook(codebook);
+  page.plans = page_plans(codebook, options.model);
+  return page;
+}
 
 // A method that was named must be within the limits; without names it is enough that one is.
 bool limits_met(const ValidateArguments& arguments, const calib::ValidationReport& report) {
@@ -218,9 +237,11 @@ int run_validate(const Strings& arguments) {
       "Shows what a codebook costs: perplexity, KL divergence and agreement of the model with its cache "
       "stored by each method, all in one pass over the weights, and the error layer by layer. What it "
       "measures has been through the packed bytes.",
-      "  kvcal validate --model ./Llama-3.1-8B --codebook llama.h5 --text other.txt\n"
-      "  kvcal validate --model ./Llama-3.1-8B --codebook llama.h5 --text other.txt --methods nuq3-1% "
-      "--max-kld 0.02");
+      "  kvcal validate --model ./Llama-3.1-8B \\\n"
+      "      --codebook llama.h5 --text other.txt --html page.html\n"
+      "  kvcal validate --model ./Llama-3.1-8B \\\n"
+      "      --codebook llama.h5 --text other.txt \\\n"
+      "      --methods nuq3-1% --max-kld 0.02");
   add_inputs(line, parsed.options);
   add_windows(line, parsed.options);
   add_measures(line, parsed);
@@ -235,8 +256,10 @@ int run_validate(const Strings& arguments) {
   try {
     const calib::ValidationReport report = calib::validate(parsed.options, progress, &plan);
     progress.clear();
-    parsed.json.write(report_json(report, parsed.limits));
-    if (!parsed.json.to_stdout()) print(report_text(report, parsed.limits));
+    const Json json = report_json(report, parsed.limits);
+    parsed.json.write(json);
+    if (parsed.html.wanted()) parsed.html.write(page_html(page_data(parsed, json)));
+    if (!parsed.json.to_stdout()) print(report_text(report, parsed.limits) + page_line(parsed.html));
     return limits_met(parsed, report) ? kDone : kLimitNotMet;
   } catch (const base::Interrupted& error) {
     progress.clear();

@@ -22,9 +22,10 @@ struct ValidationLimits {
 [[nodiscard]] const calib::MethodReport* smallest_within(const calib::ValidationReport& report,
                                                          const ValidationLimits& limits);
 
-/// What will be done and what it needs. Ends with a newline.
+/// What will be done and what it needs, in kColumns columns (terminal.h). Ends with a newline.
 [[nodiscard]] std::string plan_text(const calib::ValidationPlan& plan);
-/// A table with a line for each method, how to read it, the weakest layers.
+/// Two tables with a line for each method, what their columns are, the weakest layers; in kColumns columns,
+/// but for names of methods and models that are longer than most.
 [[nodiscard]] std::string report_text(const calib::ValidationReport& report, const ValidationLimits& limits);
 /// {"model", "codebook", "windows", "seqlen", "tokens", "protocol", "bos", "methods": [...]} and more
 /// (docs/validation.md).

@@ -29,32 +29,44 @@ double remaining_error(const formats::TensorCodebook& tensor) {
   return middle.weights == "uniform" ? 0 : middle.objective;
 }
 
-class WeightedMean {
- public:
-  void add(double weight, double value) {
-    weights_ += weight;
-    sum_ += weight * value;
-  }
-  [[nodiscard]] double value() const { return weights_ > 0 ? sum_ / weights_ : 0; }
+// A token's thresholds are its own: they cannot differ between the halves.
+bool has_thresholds(const formats::TensorCodebook& tensor) {
+  return tensor.tensor.thresholds == formats::ThresholdScope::channel;
+}
 
- private:
-  double weights_ = 0, sum_ = 0;
-};
+template <typename Visit>
+void each_tensor(const formats::Codebook& codebook, const Visit& visit) {
+  for (const formats::LayerCodebook& layer : codebook.layers)
+    for (const formats::TensorCodebook& tensor : layer.tensors) visit(layer.index, tensor);
+}
 
 }  // namespace
 
+std::vector<TensorDifference> tensor_differences(const formats::Codebook& codebook) {
+  double all = 0, with_thresholds = 0;
+  each_tensor(codebook, [&](int, const formats::TensorCodebook& tensor) {
+    all += remaining_error(tensor);
+    if (has_thresholds(tensor)) with_thresholds += remaining_error(tensor);
+  });
+  std::vector<TensorDifference> differences;
+  each_tensor(codebook, [&](int layer, const formats::TensorCodebook& tensor) {
+    SampleDifference share;
+    const double error = remaining_error(tensor);
+    if (has_thresholds(tensor) && with_thresholds > 0)
+      share.threshold_shift = error / with_thresholds * tensor.halves.threshold_shift;
+    if (all > 0) share.datatype_excess = error / all * tensor.halves.datatype_excess;
+    differences.push_back({layer, tensor.tensor.name, share});
+  });
+  return differences;
+}
+
 SampleDifference sample_difference(const formats::Codebook& codebook) {
-  WeightedMean shift, excess;
-  for (const formats::LayerCodebook& layer : codebook.layers) {
-    for (const formats::TensorCodebook& tensor : layer.tensors) {
-      const double weight = remaining_error(tensor);
-      // A token's thresholds are its own: they cannot differ between the halves.
-      if (tensor.tensor.thresholds == formats::ThresholdScope::channel)
-        shift.add(weight, tensor.halves.threshold_shift);
-      excess.add(weight, tensor.halves.datatype_excess);
-    }
+  SampleDifference sum;
+  for (const TensorDifference& tensor : tensor_differences(codebook)) {
+    sum.threshold_shift += tensor.share.threshold_shift;
+    sum.datatype_excess += tensor.share.datatype_excess;
   }
-  return {shift.value(), excess.value()};
+  return sum;
 }
 
 std::vector<SampleAdvice> advise_by_size(std::int64_t samples, std::int64_t counted,

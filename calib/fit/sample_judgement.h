@@ -23,6 +23,16 @@ struct SampleDifference {
 };
 [[nodiscard]] SampleDifference sample_difference(const formats::Codebook& codebook);
 
+/// What one tensor adds to the model's difference: a tensor that hardly errs adds hardly anything, however much its
+/// own halves differ.
+struct TensorDifference {
+  int layer = 0;
+  std::string tensor;
+  SampleDifference share;
+};
+/// Of every tensor, in the file's order; they add up to sample_difference().
+[[nodiscard]] std::vector<TensorDifference> tensor_differences(const formats::Codebook& codebook);
+
 /// Why a sample is small, and how many samples would do.
 struct SampleAdvice {
   std::string reason;

@@ -21,8 +21,16 @@ if not KVCAL.exists():
 needs_model = pytest.mark.skipif(not (MODEL.exists() and TEXT.exists()), reason=f"no shared data at {DATA}")
 
 
+WIDTH = 60  # of tables, summaries and help where there is no terminal
+
+
 def kvcal(*arguments, **options):
     return subprocess.run([KVCAL, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+
+
+def unwrapped(text):
+    """The text without the breaks of its lines."""
+    return " ".join(text.split())
 
 
 def refused(result, code, *parts):
@@ -47,11 +55,12 @@ def codebook(tmp_path_factory):
     return out, json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("command", ["calibrate", "validate", "inspect", "diff", "kmeans"])
+@pytest.mark.parametrize("command", ["calibrate", "validate", "export", "plan", "inspect", "diff", "kmeans"])
 def test_help_goes_to_stdout_and_ends_with_an_example(command):
     for arguments in ([command, "--help"], [command, "-h"], ["help", command]):
         result = kvcal(*arguments)
         assert result.returncode == 0 and result.stderr == ""
+        assert max(map(len, result.stdout.splitlines())) <= WIDTH
         tail = result.stdout.split("Example:\n")
         assert len(tail) == 2 and f"  kvcal {command} " in tail[1]
 
@@ -228,14 +237,63 @@ def test_dry_run_writes_nothing(tmp_path):
 
 
 @needs_model
-def test_inspect_leads_with_where_the_file_comes_from(codebook):
+def test_inspect_leads_with_what_matters(codebook):
     out, report = codebook
     text = kvcal("inspect", out).stdout
-    assert text.startswith("Model ") and "TinyStories-656K" in text.splitlines()[0]
-    assert report["content_sha256"] in text and TEXT.name in text
-    assert text.index("sha256") < text.index("layer  tensor")
+    assert text.startswith("TinyStories-656K (LlamaForCausalLM): 2 layers") and TEXT.name in text
+    assert max(map(len, text.splitlines())) <= WIDTH and "layer  tensor" not in text
+    words = unwrapped(text)
+    for word in ("bits/value all that a sequence stores", "cache of one sequence of 131,072 tokens", "KL estimate",
+                 "between its halves thresholds differ by", "Weakest layer ", report["content_sha256"][:12]):
+        assert word in words, word
+    assert text.index("Sample ") < text.index("sha256")
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.startswith("nuq")}
+    summary = json.loads(kvcal("inspect", out, "--json", "-").stdout)["summary"]
+    assert report["summary"] == summary and list(rows) == [method["name"] for method in summary["methods"]]
+    for method in summary["methods"]:
+        assert rows[method["name"]][1] == f"{method['bits_per_value']:.2f}"
+        assert float(rows[method["name"]][-1]) == pytest.approx(method["estimated_kld"], rel=5e-3)
+    whole = kvcal("inspect", out, "--all").stdout
+    assert report["content_sha256"] in whole and whole.index("sha256") < whole.index("layer  tensor")
     one = kvcal("inspect", out, "--layer", 1).stdout
     assert "Layer 1:" in one and "centroids" in one and "Q-Normed" in one
+    assert max(map(len, one.splitlines())) <= WIDTH
+
+
+@needs_model
+def test_no_measure_alarms_beside_a_sample_that_is_enough(tmp_path):
+    """What tensors add to the differences between the sample's halves adds up to what the verdict says of the model."""
+    out = tmp_path / "a.h5"
+    assert kvcal("calibrate", "-m", MODEL, "-f", TEXT, "-o", out, "--samples", 8, "--seqlen", 256, "-q").returncode == 0
+    sample = json.loads(kvcal("inspect", out, "--json", "-").stdout)["summary"]["sample"]
+    table = kvcal("inspect", out, "--all").stdout.split("thresholds  datatypes\n")[1].split("\n\n")[0]
+    cells = [[float(cell.rstrip("%")) / 100 if cell != "-" else 0 for cell in line.split()[3:]] for line in table.splitlines()]
+    assert sum(row[0] for row in cells) == pytest.approx(sample["threshold_shift"], rel=0.02)
+    assert sum(row[1] for row in cells) == pytest.approx(sample["datatype_excess"], rel=0.02)
+    assert sample["enough"] == (not sample["advice"])
+
+
+@needs_model
+def test_the_estimated_divergence_is_half_of_the_curvature(codebook):
+    """T / (2 N) sum F e^2: of a window's T targets, N windows; the sums are the objectives of the datatypes."""
+    out, _ = codebook
+    parsed = json.loads(kvcal("inspect", out, "--json", "-").stdout)
+    calibration = parsed["calibration"]
+    factor = (calibration["seqlen"] - 1) / (2 * calibration["samples"])
+    for method in parsed["summary"]["methods"]:
+        total = 0
+        for layer, estimate in zip(parsed["layers"], method["layers"]):
+            for tensor in ("key", "value"):
+                (chosen,) = [datatype for outliers in layer[tensor]["outliers"] if outliers["fraction"] == method["fraction"]
+                             for datatype in outliers["datatypes"] if datatype["bits"] == method["bits"]]
+                assert estimate[tensor] == pytest.approx(factor * chosen["objective"], rel=1e-12)
+                total += estimate[tensor]
+        assert method["estimated_kld"] == pytest.approx(total, rel=1e-12)
+
+
+@needs_model
+def test_inspect_gives_single_layers_as_json(codebook):
+    out, _ = codebook
     parsed = json.loads(kvcal("inspect", out, "--json", "-", "--layer", 1).stdout)
     assert [layer["layer"] for layer in parsed["layers"]] == [1]
     assert len(parsed["layers"][0]["key"]["outliers"][0]["datatypes"][2]["centroids"]) == 16
@@ -254,9 +312,10 @@ def test_diff_is_0_for_the_same_and_3_for_others(codebook, tmp_path):
     lines = different.stdout.splitlines()
     assert lines[0].startswith("/calibration@") and "/calibration@seed: 0 -> 1 (1)" in lines
     assert not any(line.startswith("/layers") for line in lines)
-    head = lines.index("layer   key thresholds    key centroids  value centroids")
+    head = lines.index("layer  key thresholds  key centroids  value centroids")
     assert sorted(line.split()[0] for line in lines[head + 1:head + 3]) == ["0", "1"]
-    assert re.fullmatch(r"\d+ differences, the largest \S+: /layers/.*", lines[-1])
+    assert re.fullmatch(r"\d+ differences, the largest \S+", lines[-1])
+    assert re.search(r"largest in /layers/\S+", unwrapped(different.stdout))
 
 
 @needs_model
@@ -328,8 +387,7 @@ def test_diff_stops_after_one_line_at_another_model(codebook, tmp_path):
     other = calibrated(changed_model(tmp_path / "other", rms_norm_eps=1e-5), tmp_path / "other.h5")
     result = kvcal("diff", out, other, "--tolerance", 0.05)
     assert result.returncode == 3
-    assert result.stdout.startswith("another model: TinyStories-656K and other differ in config")
-    assert result.stdout.count("\n") == 1
+    assert unwrapped(result.stdout) == "another model: TinyStories-656K and other differ in config"
     report = json.loads(kvcal("diff", out, other, "--json", "-").stdout)
     assert report["same_model"] is False and report["summary"]["model"]["config"] is False
     assert "/model@config_sha256" in [one["path"] for one in report["differences"]]
@@ -343,8 +401,8 @@ def test_diff_tells_a_finetune(codebook, tmp_path):
     result = kvcal("diff", out, tuned, "--tolerance", 0.5)
     assert result.returncode == 3
     lines = result.stdout.splitlines()
-    assert lines[0] == ("the same architecture, other weights: a finetune, or another checkpoint "
-                        "(TinyStories-656K -> tuned)")
+    assert unwrapped(result.stdout).startswith("the same architecture, other weights: a finetune, or another checkpoint "
+                                               "(TinyStories-656K -> tuned)")
     assert not any(line.startswith("/model@weights_sha256") for line in lines)
     assert "(tolerance 0.5)" in lines[-1]
     report = json.loads(kvcal("diff", out, tuned, "--json", "-").stdout)

@@ -103,7 +103,7 @@ def test_the_plan_says_where_kernels_run(codebook, report, tmp_path):
     if place.startswith(PLACES[0]):
         assert place.startswith(f"{PLACES[0]}, which is slow: ") and not place.endswith(": ")
     told = kvcal(*small_run("-c", codebook, "--methods", "nuq4-kernels", "--json", tmp_path / "r.json", windows=1))
-    assert told.returncode == 0 and f"Kernels run {place}.\n" in told.stderr
+    assert told.returncode == 0 and f"Kernels run {place}." in " ".join(told.stderr.split())
     assert json.loads((tmp_path / "r.json").read_text())["kernels"] == place
     cpu = kvcal(*small_run("-c", codebook, "--methods", "nuq4-paged", "--json", tmp_path / "r.json", windows=1))
     assert cpu.returncode == 0 and "Kernels run" not in cpu.stderr

@@ -24,6 +24,11 @@ if not KVCAL.exists():
     pytest.skip(f"no program at {KVCAL}: build it and set KVCAL_BUILD", allow_module_level=True)
 
 
+def unwrapped(text):
+    """What is printed without the breaks of its lines and commands."""
+    return " ".join(text.replace("\\\n", " ").split())
+
+
 def kvcal(*arguments):
     return subprocess.run([KVCAL, *map(str, arguments)], capture_output=True, text=True, timeout=600)
 
@@ -180,8 +185,9 @@ def test_shards_of_the_model_stay_as_they_are(codebook, tmp_path):
 def test_the_report_says_how_to_serve_and_what_to_beware_of(codebook, tmp_path):
     result = export(codebook, tmp_path / "out", scope="head")
     assert result.returncode == 0
-    assert f"vllm serve {tmp_path / 'out'} --kv-cache-dtype fp8" in result.stdout
-    assert "0.15.0" in result.stdout and "is not loaded" in result.stdout
+    told = unwrapped(result.stdout)
+    assert f"vllm serve {tmp_path / 'out'} --kv-cache-dtype fp8" in told
+    assert "0.15.0" in told and "is not loaded" in told
     assert "SGLang ignores them" in result.stderr
 
 

@@ -34,6 +34,11 @@ if not KVCAL.exists():
     pytest.skip(f"no program at {KVCAL}: build it and set KVCAL_BUILD", allow_module_level=True)
 
 
+def unwrapped(text):
+    """What is printed without the breaks of its lines and commands."""
+    return " ".join(text.replace("\\\n", " ").split())
+
+
 def kvcal(*arguments):
     return subprocess.run([KVCAL, *map(str, arguments)], capture_output=True, text=True, timeout=600)
 
@@ -154,7 +159,7 @@ def test_a_checkpoint_of_one_file(codebook, tmp_path, scope):
     folder = quantized(tmp_path / "model", CT)
     old = files_of(folder)
     result = merged(codebook, folder, scope=scope)
-    assert f"vllm serve {folder} --kv-cache-dtype fp8" in result.stdout
+    assert f"vllm serve {folder} --kv-cache-dtype fp8" in unwrapped(result.stdout)
     check_scales(folder, codebook, (1,) if scope == "tensor" else (KV_HEADS, 1, 1), scope=scope)
     new = files_of(folder)
     assert new.pop(SINGLE) == old.pop("model.safetensors")  # where that lies, transformers reads no index
