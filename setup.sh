@@ -12,7 +12,8 @@ libtorch from PyPI into .deps/venv, plotly.js into .deps/plotly. What is there a
 
 Commands:
   (none)          only set up, to build the program
-  demo            set up, build the preset `release`, calibrate the bundled model into build/demo.h5, show it and what it costs
+  demo            set up, build the preset `release`, calibrate the bundled model into build/demo.h5, show it and what it costs,
+                  also as a page, build/demo.html
   test            set up with what tests need, build the preset `dev`, run all tests (the Python ones too)
 
 Options:
@@ -243,8 +244,8 @@ run_demo() {
   "$program" calibrate --model data/model --text data/demo/calibrate.txt --out "$out" --overwrite
   say "What is in it: $program inspect $out"
   "$program" inspect "$out"
-  say "What it costs, on other text: $program validate --model data/model --codebook $out --text data/demo/validate.txt"
-  "$program" validate --model data/model --codebook "$out" --text data/demo/validate.txt
+  say "What it costs, on other text: $program validate --model data/model --codebook $out --text data/demo/validate.txt --html build/demo.html"
+  "$program" validate --model data/model --codebook "$out" --text data/demo/validate.txt --html build/demo.html
 }
 
 main() {

@@ -176,7 +176,7 @@ std::string weakest_line(const calib::CodebookSummary& summary) {
     text += concat(text.empty() ? "" : ", ", "layer ", tensor.layer, " ", tensor.tensor, "s ",
                    percent(tensor.share));
   }
-  return concat(text, " of the error that ", method->datatype.name(), " leaves, as it weighs on the loss");
+  return concat(text, " of the weighted error that ", method->datatype.name(), " leaves");
 }
 
 std::vector<double> fractions_of(const calib::CodebookSummary& summary) {

@@ -35,6 +35,7 @@ if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
 
 OF_CODEBOOK = ["estimated-cost", "plan", "codebook", "key-ranges", "outlier-channels"]
 NOT_MEASURED = ["layer-alone", "outliers-met", "estimated-cost", "decoding", "passkey"]
+METHODS = "int2,int3,int4,nf3,nuq2,nuq3,nuq4,nuq2-1%,nuq3-1%,nuq4-1%,nuq3-2%,nuq3-1%-paged"
 # By page: pictures that are drawn, and those whose place says why they are not.
 PICTURES = {
     "validate": (["pareto", "layer-alone", "layer-errors", "outliers-met", "decoding", "passkey", *OF_CODEBOOK], []),
@@ -54,6 +55,7 @@ DERIVED = {
       for head in ("median range", "widest", "widest / median", "above 3 medians")),
     *(("outlier-channels", head) for head in ("head", "channel in head", "width / median", "share of Fisher information")),
 }
+PERCENT = {"Same top-1 %", "Attention %"}  # columns whose numbers are written times 100
 # Selectors that show the same numbers in another way: words and table stay.
 SAME_NUMBERS = {("plan", "scale"), ("key-ranges", "unit")}
 
@@ -122,9 +124,9 @@ def runs(folder, codebook):
     validate = ["validate", "-m", MODEL, "-f", OTHER, "--quiet"]
     runs = {
         "calibrate": Run(folder, "calibrate", "calibrate", "-m", MODEL, "-f", CALIBRATED, "-o", codebook, "--samples", 4,
-                         "--seqlen", 512),
+                         "--seqlen", 512, "--outliers", "0,0.01,0.02"),
         "validate": Run(folder, "validate", *validate, "-c", codebook, "--windows", 2, "--seqlen", 256, "--per-layer-kl",
-                        "--generate", 16, "--passkey", 128),
+                        "--generate", 16, "--passkey", "96,128", "--methods", METHODS),
         "bare": Run(folder, "bare", *validate, "--windows", 2, "--seqlen", 128, "--methods", "int4,fp8"),
         "plan": Run(folder, "plan", "plan", "--model", MODEL, "--gpu-memory", "24GB"),
         "inspect": Run(folder, "inspect", "inspect", codebook),
@@ -136,7 +138,7 @@ DRAW_ALL = """
 const done = arguments[0], from = performance.now();
 (async () => {
   for (const plot of document.querySelectorAll('.plot')) {
-    while (plot.dataset.drawn === '0' && performance.now() - from < 20000) {
+    while (plot.dataset.drawn === '0' && !plot.hidden && performance.now() - from < 20000) {
       plot.scrollIntoView({block: 'center', behavior: 'instant'});
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
@@ -149,7 +151,8 @@ const done = arguments[0], from = performance.now();
 REDRAWN = """
 const [counts, done] = arguments, from = performance.now();
 (function look() {
-  const late = Object.keys(counts).filter((id) => !(+document.getElementById(id).querySelector('.plot').dataset.drawn > counts[id]));
+  const drawn = (id) => Number(document.getElementById(id).querySelector('.plot').dataset.drawn);
+  const late = Object.keys(counts).filter((id) => !(drawn(id) > counts[id]));
   if (late.length === 0 || performance.now() - from > 20000) done(late);
   else setTimeout(look, 5);
 })();
@@ -332,7 +335,7 @@ def test_arrays_of_an_ablation_are_left_out(folder):
 
 
 def planned(plan, *options):
-    names = ",".join(method["name"] for method in plan["methods"] if method["name"] != "fp")
+    names = ",".join(method["name"] for method in plan["methods"])
     return json.loads(made("plan", "-m", MODEL, "--context", plan["context"], "--json", "-", "--methods", names, *options))
 
 
@@ -391,7 +394,7 @@ def test_every_number_stands_in_the_json_and_reads_as_it_is(kind, runs, browser)
             number = json.loads(value)
             assert number in known or (table["place"], head) in DERIVED, (table["place"], head, value)
             if text:  # nothing is written where it says nothing, such as fp's divergence from itself
-                read, half = shown(text, 0.01 if head.endswith("%") else 1)
+                read, half = shown(text, 0.01 if head in PERCENT else 1)
                 assert read == pytest.approx(number, rel=1e-9, abs=1.001 * half), (table["place"], head, value, text)
     assert count >= {"validate": 500, "plan": 200, "bare": 30}.get(kind, 400)
     figures = browser.run("return [...document.querySelectorAll('.figures [data-value]')].map((one) => one.dataset.value)")
@@ -426,7 +429,7 @@ def test_methods_table_row_by_row(kind, runs, browser):
     assert table["head"][0] == "Method" and set(METHOD_COLUMNS) < set(table["head"]) and table["head"].count("\u00b1") == 2
     rows = [[cell or None for cell in row] if row[0] == "fp" else row for row in cells(table)]
     assert rows == [method_row(table["head"], method) for method in report["methods"]]
-    assert [row[0] for row in rows[1:3]] == (["int4", "fp8"] if kind == "bare" else ["int2", "int3"])
+    assert [row[0] for row in rows[1:]] == ("int4,fp8" if kind == "bare" else METHODS).split(",")
     notes = browser.run("return [...document.querySelectorAll('#methods tbody th')].map((one) => one.textContent)")
     noise = [method["name"] for method in report["methods"][1:]
              if abs(method["ppl_delta"]) < 2 * method["ppl_delta_stderr"]]
@@ -511,7 +514,7 @@ def outlier_channels(data, choice):
     lower, upper, width = np.array(one["lower"]), np.array(one["upper"]), widths(one)
     wide, off = width > 3 * np.median(width), (lower > 0) | (upper < 0)
     return [[i // layer["key_dim"], i % layer["key_dim"], lower[i], upper[i], width[i] / np.median(width),
-             fisher[i] / fisher.sum(), ", ".join(["wide"] * wide[i] + ["does not reach zero"] * off[i])]
+             fisher[i] / fisher.sum(), ", ".join(["wide"] * int(wide[i]) + ["does not reach zero"] * int(off[i]))]
             for i in np.argsort(-width, kind="stable") if wide[i] or off[i]]
 
 
@@ -934,7 +937,7 @@ def test_places_that_html_does_not_take(command, runs, codebook, folder, tmp_pat
         refused([*arguments, "--html", MODEL], 2, "--html", str(MODEL))
         refused([*arguments, "--html", MODEL / "page.html"], 2, "--html", "page.html")
     if command == "calibrate":
-        refused([*arguments, "--html", out], 2, "--html", "out.h5")
+        refused([*arguments, "--html", out], 2, "--html and --out name the same file")
     same = tmp_path / "same"
     refused([*arguments, "--json", same, "--html", same], 2, "--json and --html name the same file")
     refused([*arguments, "--json", same, "--html", tmp_path / "." / "same"], 2, "--json and --html name the same file")

@@ -32,7 +32,7 @@ function overviewLead(data) {
   const report = kvcal.validation(data);
   if (report) {
     return `kvcal ran ${report.model} over ${kvcal.count(report.windows)} windows of ${kvcal.count(report.seqlen)} tokens` +
-      `${report.codebook ? ' that its codebook was not calibrated on' : ''}, once in full precision (fp, ${report.dtype}) and ` +
+      `, once in full precision (fp, ${report.dtype}) and ` +
       'once with its KV cache stored by each method. Below stands what each method costs in quality and takes in memory, ' +
       'which layers suffer, and what the codebook is made of.';
   }
