@@ -1,4 +1,4 @@
-"""A picture of a page that `kvcal --html` wrote: its head and its first picture, as a phone and a desktop show it side by side.
+"""A picture of a page that `kvcal validate --html` wrote: the part of it that shows quality against memory.
 
     .deps/venv/bin/python tests/bench/page_picture.py PAGE.html OUT.png
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from selenium import webdriver
 
-WIDTH, HEIGHT = 1180, 900
-PICTURES = ("picture-pareto", "picture-codebook")
+WIDTH, HEIGHT, MARGIN = 1180, 900, 16
+PARETO = "picture-pareto"
 
 
 def browser() -> webdriver.Chrome:
@@ -24,7 +24,7 @@ def browser() -> webdriver.Chrome:
     return webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
 
 
-def write_picture(page: Path, out: Path, picture: str = PICTURES[0]) -> None:
+def write_picture(page: Path, out: Path, picture: str = PARETO) -> None:
     """The part of the page that shows one of its pictures, drawn."""
     driver = browser()
     try:
@@ -39,7 +39,8 @@ def write_picture(page: Path, out: Path, picture: str = PICTURES[0]) -> None:
         time.sleep(1)  # fonts and the last frame
         box = driver.execute_script(f"""const r = document.getElementById('{picture}').getBoundingClientRect();
             return [r.left + scrollX, r.top + scrollY, r.width, r.height]""")
-        clip = dict(zip(("x", "y", "width", "height"), box), scale=1)
+        x, y, width, height = box
+        clip = {"x": x - MARGIN, "y": y - MARGIN, "width": width + 2 * MARGIN, "height": height + 2 * MARGIN, "scale": 1}
         shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
         out.write_bytes(base64.b64decode(shot["data"]))
     finally:
