@@ -1,7 +1,6 @@
 #include "apps/page/page_data.h"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <vector>
 
@@ -12,21 +11,26 @@
 namespace kvcal::apps {
 namespace {
 
+// A tensor's numbers of channels.
+std::size_t channel_numbers(const formats::TensorCodebook& tensor) {
+  std::size_t numbers = tensor.fisher_channel.size();
+  for (const std::vector<formats::OutlierSet>* sets : {&tensor.outliers, &tensor.rotated})
+    for (const formats::OutlierSet& set : *sets) numbers += set.lower.size() + set.upper.size();
+  return numbers;
+}
+
 // Channels that share an entry: a power of two that divides every head, so that none reaches into the next one.
 std::size_t channels_per_column(const formats::Codebook& codebook) {
-  std::int64_t most = 0;  // of a kind of tensor, in all layers
-  std::size_t divisor = std::numeric_limits<std::size_t>::max() / 2 + 1;
+  std::size_t numbers = 0, divisor = std::size_t{1} << 20;
   for (const formats::LayerCodebook& layer : codebook.layers) {
-    std::int64_t widest = 0;
     for (const formats::TensorCodebook& tensor : layer.tensors) {
-      widest = std::max(widest, tensor.tensor.channels());
+      numbers += channel_numbers(tensor);
       const auto dim = static_cast<std::size_t>(tensor.tensor.dim);
       divisor = std::min(divisor, dim & (~dim + 1));
     }
-    most += widest;
   }
   std::size_t channels = 1;
-  while (channels < divisor && most / static_cast<std::int64_t>(channels) > kMostPageChannels) channels *= 2;
+  while (channels < divisor && numbers / channels > static_cast<std::size_t>(kMostPageNumbers)) channels *= 2;
   return channels;
 }
 

@@ -15,8 +15,8 @@ namespace kvcal::apps {
 /// Of each GPU, where a page was asked for by a command that has no --gpu-memory.
 inline constexpr std::int64_t kPageGpuMemory = std::int64_t{80} << 30;
 
-/// The largest number of channels of all layers together that a page keeps one by one.
-inline constexpr std::int64_t kMostPageChannels = 131072;
+/// Most numbers of channels (thresholds, sensitivities) that a page keeps one by one: 4.5 MB of it.
+inline constexpr std::int64_t kMostPageNumbers = 850000;
 
 /// `inspect --json` with its arrays as base64. Of a very large model, neighbouring channels of a head share an entry of
 /// "lower" (the least), "upper" (the greatest) and "fisher_channel" (the sum): "channels_per_column" of them.

@@ -1,6 +1,7 @@
 """`--html FILE` as a reader meets it: the page in Chromium without a network, its numbers beside --json, its controls."""
 import base64
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -35,7 +36,7 @@ if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
 
 OF_CODEBOOK = ["estimated-cost", "plan", "codebook", "key-ranges", "outlier-channels"]
 NOT_MEASURED = ["layer-alone", "outliers-met", "estimated-cost", "decoding", "passkey"]
-METHODS = "int2,int3,int4,nf3,nuq2,nuq3,nuq4,nuq2-1%,nuq3-1%,nuq4-1%,nuq3-2%,nuq3-1%-paged"
+METHODS = "int3,int4,nf3,nuq3,nuq4,nuq2-1%,nuq3-1%,nuq4-1%,nuq3-2%,nuq3-1%-paged"
 # By page: pictures that are drawn, and those whose place says why they are not.
 PICTURES = {
     "validate": (["pareto", "layer-alone", "layer-errors", "outliers-met", "decoding", "passkey", *OF_CODEBOOK], []),
@@ -185,7 +186,7 @@ const own = (cell) => [...cell.childNodes].filter((node) => !node.classList?.con
 const cells = (row) => [...row.cells].map((cell) => [cell.getAttribute('data-value'), own(cell)]);
 setTimeout(() => done([...document.querySelectorAll('table')].map((table) => ({
   place: (table.closest('figure') || table.closest('section')).id.replace('picture-', ''), caption: table.caption?.textContent,
-  head: [...table.tHead.rows[0].cells].map((cell) => cell.textContent), rows: [...table.tBodies[0].rows].map(cells)}))), 100);
+  head: [...table.tHead.rows[0].cells].map((cell) => cell.textContent), rows: [...table.tBodies[0].rows].map(cells)}))), 20);
 """
 WIDE = """
 const [width] = arguments;
@@ -220,14 +221,15 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[scheme])
 
-    def open(self, page, width=1400, dark=False, first=""):
-        """The page with all its pictures drawn. first: a script that runs before any of the page's own."""
+    def open(self, page, width=1400, dark=False, first="", drawn=True):
+        """The page, its pictures drawn or left. first: a script that runs before any of the page's own."""
         self.look(width, dark)
         self.driver.get("about:blank")
         self.complaints(), self.requests()
         script = self.do("Page.addScriptToEvaluateOnNewDocument", source=first)["identifier"] if first else None
         self.driver.get(page.as_uri())
-        self.wait(DRAW_ALL)
+        if drawn:
+            self.wait(DRAW_ALL)
         if script:
             self.do("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
@@ -286,6 +288,27 @@ def rgb(colour):
     return [int(part) for part in re.findall(r"\d+", colour)][:3]
 
 
+def named(browser):
+    """Headings in order; pictures, selectors and sections have names; links lead somewhere in the page."""
+    levels = browser.run("return [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((one) => +one.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
+    figures = browser.figures()
+    for figure in figures.values():
+        if figure["drawn"] is not None:
+            assert figure["role"] == "img" and figure["label"] == f"{figure['title']}. {figure['summary']}"
+    assert browser.run("""return [...document.querySelectorAll('[aria-labelledby], select, label[for]')].filter((one) =>
+        (one.matches('select') && (one.labels.length !== 1 || !one.labels[0].textContent)) ||
+        (one.htmlFor && !document.getElementById(one.htmlFor)) ||
+        (one.hasAttribute('aria-labelledby') && !document.getElementById(one.getAttribute('aria-labelledby'))?.textContent))
+        .map((one) => one.outerHTML.slice(0, 120))""") == []
+    ids = browser.run("return [...document.querySelectorAll('[id]')].map((one) => one.id)")
+    assert len(set(ids)) == len(ids)
+    links = browser.run("return [...document.querySelectorAll('a[href]')].map((one) => one.getAttribute('href'))")
+    assert links and all(link[:1] == "#" and link[1:] in ids for link in links)
+    assert browser.run("return document.documentElement.lang") == "en"
+
+
 @pytest.mark.parametrize("kind", PICTURES)
 def test_page_draws_all_without_a_complaint_or_a_network(kind, runs, browser):
     page = runs[kind].page
@@ -296,8 +319,32 @@ def test_page_draws_all_without_a_complaint_or_a_network(kind, runs, browser):
         browser.look(width, not dark)
         browser.redrawn(figures.values())
         whole(browser, kind, width)
-        assert browser.requests() == ["about:blank", page.as_uri()][-1:]
+        named(browser)
+        assert browser.requests() == [page.as_uri()]
     assert f"Page: {page}" in runs[kind].said
+
+
+PLOTS = """
+const list = (one) => (one === undefined || typeof one === 'string' ? null
+  : Array.from(one, (part) => (part?.length === undefined || typeof part === 'string' ? part : list(part))));
+const plots = [...document.querySelectorAll(arguments[0] || '.plot')];
+return Object.fromEntries(plots.map((plot) => [plot.parentNode.id.replace('picture-', ''),
+  plot.data.map(({name, x, y, z}) => ({name, x: list(x), y: list(y), z: list(z)}))]));
+"""
+Seen = collections.namedtuple("Seen", "figures plots tables headline notes text")
+
+
+@pytest.fixture(scope="module")
+def seen(runs, browser):
+    """seen(kind): what stands on a page at first, read once."""
+    @functools.cache
+    def seen(kind):
+        browser.open(runs[kind].page)
+        texts = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
+        headline = browser.run("return [...document.querySelectorAll('.figures [data-value]')].map((one) => one.dataset.value)")
+        return Seen(browser.figures(), browser.run(PLOTS), browser.tables(), headline, browser.run(texts, "#methods tbody th"),
+                    browser.run("return document.body.textContent"))
+    return seen
 
 
 # Numbers ---------------------------------------------------------------------------------------------------------------
@@ -380,12 +427,11 @@ def shown(text, scale):
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_every_number_stands_in_the_json_and_reads_as_it_is(kind, runs, browser):
+def test_every_number_stands_in_the_json_and_reads_as_it_is(kind, runs, seen):
     data = data_of(runs[kind].page)
     known = set(numbers_in(expanded([data["report"], data["codebook"], data["plans"]])))
-    browser.open(runs[kind].page)
-    tables, count = browser.tables(), 0
-    for table in tables:
+    count = 0
+    for table in seen(kind).tables:
         for head, (value, text) in ((head, cell) for row in table["rows"] for head, cell in zip(table["head"], row, strict=True)):
             if value is None:
                 assert text in ("", "\u2013") or not re.fullmatch(r"[\d.,]+", text), (table["place"], head, text)
@@ -397,8 +443,8 @@ def test_every_number_stands_in_the_json_and_reads_as_it_is(kind, runs, browser)
                 read, half = shown(text, 0.01 if head in PERCENT else 1)
                 assert read == pytest.approx(number, rel=1e-9, abs=1.001 * half), (table["place"], head, value, text)
     assert count >= {"validate": 500, "plan": 200, "bare": 30}.get(kind, 400)
-    figures = browser.run("return [...document.querySelectorAll('.figures [data-value]')].map((one) => one.dataset.value)")
-    assert figures and all(json.loads(value) in known for value in figures)
+    headline = seen(kind).headline
+    assert len(headline) >= 2 and all(json.loads(value) in known for value in headline)
 
 
 def cells(table):
@@ -422,18 +468,16 @@ def method_row(head, method):
 
 
 @pytest.mark.parametrize("kind", ["validate", "bare"])
-def test_methods_table_row_by_row(kind, runs, browser):
+def test_methods_table_row_by_row(kind, runs, seen):
     report = runs[kind].json
-    browser.open(runs[kind].page)
-    table = next(table for table in browser.tables() if table["place"] == "methods")
+    table = next(table for table in seen(kind).tables if table["place"] == "methods")
     assert table["head"][0] == "Method" and set(METHOD_COLUMNS) < set(table["head"]) and table["head"].count("\u00b1") == 2
     rows = [[cell or None for cell in row] if row[0] == "fp" else row for row in cells(table)]
     assert rows == [method_row(table["head"], method) for method in report["methods"]]
     assert [row[0] for row in rows[1:]] == ("int4,fp8" if kind == "bare" else METHODS).split(",")
-    notes = browser.run("return [...document.querySelectorAll('#methods tbody th')].map((one) => one.textContent)")
     noise = [method["name"] for method in report["methods"][1:]
              if abs(method["ppl_delta"]) < 2 * method["ppl_delta_stderr"]]
-    assert [name for name in notes if "within noise" in name] == [f"{name}change within noise" for name in noise]
+    assert [name for name in seen(kind).notes if "within noise" in name] == [f"{name}change within noise" for name in noise]
 
 
 def yes_no(value):
@@ -536,29 +580,82 @@ def right_table(data, name, choice, table):
             assert one == (pytest.approx(other, rel=1e-9, abs=1e-12) if derived else other), (name, choice, head, row)
 
 
-def test_tables_behind_pictures_and_in_sections(runs, browser):
+def plotted(name, data, choice):
+    """What the traces of a picture hold, by their names: (coordinate, numbers)."""
+    rows = TABLES_OF_PICTURES[name](data, choice)
+    if name == "pareto":
+        return {row[0]: ("y", [row[2]]) for row in rows}
+    if name in ("layer-alone", "layer-errors", "outliers-met"):
+        half, scale = (len(rows[0]) + 1) // 2, 100 if name == "outliers-met" else 1
+        shift = 2 if choice.get("measure") == "dropped" else 0
+        return {title: ("y", [scale * row[at + shift] for row in rows]) for title, at in (("Keys", 1), ("Values", half))}
+    if name == "estimated-cost":
+        return {f"{tensor}s": ("y", [row[2] for row in rows if row[1] == tensor]) for tensor in ("key", "value")}
+    if name == "plan":
+        methods = {row[1] for row in rows}
+        return {method: ("y", [row[3] for row in rows if row[1] == method]) for method in methods}
+    if name == "codebook":
+        found = {"centroids": ("x", [row[1] for row in rows])}
+        if choice["qnorm"] == "on":
+            stems = [x for row in rows for x in (row[2], row[2], None)]
+            found |= {"Q-Norm": ("x", [row[2] for row in rows]), "with Q-Norm": ("x", stems)}
+        return found
+    layers = data["codebook"]["layers"]
+    if name == "outlier-channels":
+        key = next(layer["key"] for layer in layers if str(layer["layer"]) == choice["layer"])
+        return {f"{when} RoPE": ("y", with_fraction(key[of], choice)["upper"])
+                for when, of in (("before", "outliers"), ("after", "rope"))}
+    if name == "key-ranges":
+        of = [[widths(with_fraction(layer["key"][sets], choice)) for layer in layers] for sets in ("outliers", "rope")]
+        if choice["unit"] == "relative":
+            of = [[row / np.median(row) for row in rows] for rows in of]
+        return {when: ("z", np.log10(rows)) for when, rows in zip(("before", "after"), of, strict=True)}
+    return {}
+
+
+def right_plot(data, name, choice, traces):
+    """The traces hold what the JSON gives for the choice; how many were looked at."""
+    by_name = {trace["name"]: trace for trace in traces}
+    if name == "key-ranges":
+        by_name = dict(zip(("before", "after"), traces, strict=True))
+    expected = plotted(name, data, choice)
+    for trace, (coordinate, numbers) in expected.items():
+        found = np.array(by_name[trace][coordinate], dtype=float)
+        assert found == pytest.approx(np.array(numbers, dtype=float), rel=1e-9, nan_ok=True), (name, choice, trace)
+    return len(expected)
+
+
+def test_pictures_hold_the_numbers_of_the_json(runs, seen):
+    data = expanded(data_of(runs["validate"].page))
+    checked = sum(right_plot(data, name, figure["choice"], seen("validate").plots[name])
+                  for name, figure in seen("validate").figures.items())
+    assert checked > 30
+    found = [[100 * one["retrieved"] / one["prompts"] for one in method["passkey"]] for method in data["report"]["methods"]]
+    assert seen("validate").plots["passkey"][0]["z"] == found
+
+
+def test_tables_behind_pictures_and_in_sections(runs, seen):
     run = runs["validate"]
     data = expanded(data_of(run.page))
-    browser.open(run.page)
-    figures, tables = browser.figures(), browser.tables()
     by_place = collections.defaultdict(list)
-    for table in tables:
+    for table in seen("validate").tables:
         by_place[table["place"]].append(table)
-    for name, figure in figures.items():
+    for name, figure in seen("validate").figures.items():
         assert len(by_place[name]) == 1
         right_table(data, name, figure["choice"], by_place[name][0])
     worst = []
     for method in run.json["methods"][1:]:
-        tensors = [(layer[name]["kld_mean"], layer["layer"], f"{name}s") for layer in method["layers"] for name in ("key", "value")]
-        cost, layer, name = max(tensors, key=lambda one: one[0])
-        worst.append([method["name"], layer, name, cost])
+        tensors = [(layer["layer"], name, layer[name]) for layer in method["layers"] for name in ("key", "value")]
+        layer, name, tensor = max(tensors, key=lambda one: one[2]["kld_mean"])
+        worst.append([method["name"], layer, f"{name}s", tensor["kld_mean"], tensor["outliers_dropped"]])
     assert cells(by_place["layers"][0]) == worst
     memory, more = by_place["memory"]
     plans = data["plans"]
     of_names = list(zip(*(plan["methods"] for plan in plans), strict=True))
     assert memory["head"][2:] == ["8K", "32K", "128K", "1M"]
     assert cells(memory) == [[of[-1]["name"], of[-1]["bits_per_value"], *(one["cache_bytes"] for one in of)] for of in of_names]
-    keys = ("cache_bytes_per_gpu", "static_bytes", "kvquant_bytes", "total_bytes_per_gpu", "fits", "margin_bytes", "largest_context")
+    keys = ("cache_bytes_per_gpu", "static_bytes", "kvquant_bytes", "total_bytes_per_gpu", "fits", "margin_bytes",
+            "largest_context")
     assert cells(more) == [[one["name"], *(yes_no(one[key]) if key == "fits" else one[key] for key in keys)]
                            for one in plans[-1]["methods"]]
     sample = data["codebook"]["summary"]["sample"]
@@ -567,9 +664,9 @@ def test_tables_behind_pictures_and_in_sections(runs, browser):
     assert [row[1:] for row in cells(by_place["sample"][0])] == shifts
     texts = data["codebook"]["calibration"]["texts"]
     assert cells(by_place["provenance"][0]) == [[text["name"], text["sha256"]] for text in texts]
-    page = browser.run("return document.body.textContent")
-    facts = [sample["advice"], *run.json["warnings"], data["codebook"]["content_sha256"], data["codebook"]["model"]["weights_sha256"]]
-    assert all(fact in page for fact in facts)
+    hashes = [data["codebook"]["content_sha256"], data["codebook"]["model"]["weights_sha256"]]
+    facts = [sample["advice"], *run.json["warnings"], *hashes]
+    assert all(fact in seen("validate").text for fact in facts)
 
 
 # Controls --------------------------------------------------------------------------------------------------------------
@@ -604,6 +701,7 @@ def test_each_selector_changes_its_picture(runs, browser):
                 assert now["choice"] == before["choice"] | {control: options[at]}
                 assert "could not be" not in now["summary"] and now["label"] == f"{now['title']}. {now['summary']}"
                 right_table(data, name, now["choice"], table)
+                right_plot(data, name, now["choice"], browser.run(PLOTS, f"#picture-{name} .plot")[name])
                 words = now["summary"] != before["summary"] or table["rows"] != first["rows"]
                 assert not (words and (name, control) in SAME_NUMBERS)
                 if now["content"] != before["content"] and (words or (name, control) in SAME_NUMBERS):
@@ -613,7 +711,7 @@ def test_each_selector_changes_its_picture(runs, browser):
             again, table = choose(browser, now, control, initial)
             assert (again["content"], again["summary"], table["rows"]) == (before["content"], before["summary"], first["rows"])
             tried.append((name, control))
-    assert len(tried) == 19, tried
+    assert len(tried) == 20, tried
     assert browser.complaints() == []
 
 
@@ -658,7 +756,8 @@ def test_a_table_is_sorted_by_enter_on_its_head(runs, browser):
     browser.open(runs["validate"].page)
     column = """const heads = [...document.querySelectorAll('#methods thead th')];
         const at = heads.findIndex((one) => one.textContent === 'KL mean');"""
-    read = column + """return [heads.map((one) => one.getAttribute('aria-sort')).filter(Boolean), heads[at].getAttribute('aria-sort'),
+    read = column + """const sorted = (head) => head.getAttribute('aria-sort');
+        return [heads.map(sorted).filter(Boolean), sorted(heads[at]),
         [...document.querySelector('#methods table').tBodies[0].rows].map((row) => [row.cells[0].getAttribute('data-sort'),
           row.cells[at].getAttribute('data-value')])]"""
     assert browser.run(read)[:2] == [[], None]
@@ -674,30 +773,8 @@ def test_a_table_is_sorted_by_enter_on_its_head(runs, browser):
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_headings_names_and_labels(kind, runs, browser):
-    browser.open(runs[kind].page, width=400)
-    levels = browser.run("return [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((one) => +one.tagName[1])")
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
-    figures = browser.figures()
-    for figure in figures.values():
-        if figure["drawn"] is not None:
-            assert figure["role"] == "img" and figure["label"] == f"{figure['title']}. {figure['summary']}"
-    assert browser.run("""return [...document.querySelectorAll('[aria-labelledby], select, label[for]')].filter((one) =>
-        (one.matches('select') && (one.labels.length !== 1 || !one.labels[0].textContent)) ||
-        (one.htmlFor && !document.getElementById(one.htmlFor)) ||
-        (one.hasAttribute('aria-labelledby') && !document.getElementById(one.getAttribute('aria-labelledby'))?.textContent))
-        .map((one) => one.outerHTML.slice(0, 120))""") == []
-    ids = browser.run("return [...document.querySelectorAll('[id]')].map((one) => one.id)")
-    assert len(set(ids)) == len(ids)
-    links = browser.run("return [...document.querySelectorAll('a[href]')].map((one) => one.getAttribute('href'))")
-    assert links and all(link[:1] == "#" and link[1:] in ids for link in links)
-    assert browser.run("return document.documentElement.lang") == "en"
-
-
-@pytest.mark.parametrize("kind", PICTURES)
 def test_download_is_the_data_with_plain_numbers(kind, runs, browser):
-    browser.open(runs[kind].page)
+    browser.open(runs[kind].page, drawn=False)
     text = browser.wait("""const done = arguments[0], original = URL.createObjectURL;
         URL.createObjectURL = (blob) => { blob.text().then(done); return original(blob); };
         document.getElementById('download').click();""")
@@ -825,29 +902,30 @@ new MutationObserver((_, observer) => {
 """
 
 
-def drawn_at_once(browser, page, kind="inspect"):
-    """Below the promised size, and the first picture within the promised time."""
+def drawn_at_once(browser, page):
+    """Below the promised size, the first picture within the promised time, and all of them drawn."""
     browser.open(page, first=FIRST_DRAWN)
     first = browser.run("return window.firstDrawn")
     print(f"{page.name}: {page.stat().st_size} bytes, first picture after {first:.0f} ms")
-    assert page.stat().st_size < MOST_BYTES
     assert 0 < first < ALLOWANCE * FIRST_PICTURE_MS
-    whole(browser, kind, 1400)
+    whole(browser, "inspect", 1400)
+    assert page.stat().st_size < MOST_BYTES
 
 
 def test_a_large_model_is_small_and_quick(folder, browser):
-    run = Run(folder, "large", "inspect", write_codebook(folder / "large.h5", 80, 8, 128, (0, 0.005, 0.01)))
+    run = Run(folder, "large", "inspect", write_codebook(folder / "large.h5", 80, 8, 128, (0, 0.01)))
     data = data_of(run.page)
     assert data["codebook"]["channels_per_column"] == 1 and len(data["codebook"]["layers"]) == 80
     layer = data["codebook"]["layers"][79]
-    assert [len(one["datatypes"]) for one in layer["key"]["outliers"]] == [3, 3, 3]
+    assert [len(one["datatypes"]) for one in layer["key"]["outliers"]] == [3, 3]
     same_json(expanded(layer), run.json["layers"][79])
     drawn_at_once(browser, run.page)
 
 
-def test_channels_of_a_very_large_model_share_columns(folder, browser):
-    path = write_codebook(folder / "larger.h5", 80, 64, 128, (0, 0.005, 0.01))
-    page = folder / "larger.html"
+@pytest.mark.parametrize("heads", [8, 64])
+def test_channels_share_columns_where_there_are_very_many_numbers(heads, folder, browser):
+    path = write_codebook(folder / f"larger{heads}.h5", 80, heads, 128, (0, 0.005, 0.01))
+    page = folder / f"larger{heads}.html"
     made("inspect", path, "--html", page)
     book = data_of(page)["codebook"]
     share = book["channels_per_column"]

@@ -7,6 +7,7 @@ kvcal.sections.push({
   title: 'What fits in memory',
   wanted: (data) => (data.plans || []).length > 0,
   intro: (data) => memoryIntro(data.plans[0]),
+  content: (data) => [memoryWarnings(data.plans)],
   after: (data) => [memoryTable(data.plans), fitsTable(data.plans), memoryNote(data.plans[0])],
 });
 
@@ -18,6 +19,13 @@ function memoryIntro(plan) {
     `${kvcal.count(plan.kv_heads)} key-value heads, ` +
     `${kvcal.count(plan.head_dim)} channels each` + (kvcal.isNumber(plan.weights_bytes)
     ? `; weights take ${kvcal.bytes(plan.weights_bytes)} (${plan.weights_dtype}).` : '. The size of the weights is not known.');
+}
+
+// Those of the longest context, which has them all.
+function memoryWarnings(plans) {
+  const texts = plans[plans.length - 1].warnings || [];
+  if (texts.length === 0) return null;
+  return kvcal.el('div', {class: 'notice', role: 'note'}, texts.map((text) => kvcal.el('p', {}, text + '.')));
 }
 
 // One row for each method, one column for each context.
