@@ -1,5 +1,5 @@
-# kvcal::pcre2, kvcal::utf8proc and kvcal::sentencepiece: what the tokenizers stand on. The installed package includes this file, too.
-foreach(entry "pcre2 pcre2-8 pcre2.h" "utf8proc utf8proc utf8proc.h" "sentencepiece sentencepiece sentencepiece_processor.h")
+# kvcal::oniguruma, kvcal::utf8proc and kvcal::sentencepiece: what the tokenizers stand on. The installed package includes this file, too.
+foreach(entry "oniguruma onig oniguruma.h" "utf8proc utf8proc utf8proc.h" "sentencepiece sentencepiece sentencepiece_processor.h")
   separate_arguments(entry)
   list(GET entry 0 name)
   list(GET entry 1 library)
@@ -10,7 +10,7 @@ foreach(entry "pcre2 pcre2-8 pcre2.h" "utf8proc utf8proc utf8proc.h" "sentencepi
   find_library(KVCAL_${name}_LIBRARY ${library})
   find_path(KVCAL_${name}_INCLUDE ${header})
   if(NOT KVCAL_${name}_LIBRARY OR NOT KVCAL_${name}_INCLUDE)
-    message(FATAL_ERROR "lib${library} and ${header} are needed; ./setup.sh installs them (Debian: libpcre2-dev, "
+    message(FATAL_ERROR "lib${library} and ${header} are needed; ./setup.sh installs them (Debian: libonig-dev, "
                         "libutf8proc-dev, libsentencepiece-dev)")
   endif()
   add_library(kvcal::${name} UNKNOWN IMPORTED GLOBAL)

@@ -126,7 +126,7 @@ TEST_F(TokenizerTest, UnknownPartsAreRefusedByName) {
   expect_refused("post-processor 'Foo'");
   write_tokenizer(
       R"(,"pre_tokenizer":{"type":"Split","pattern":{"Regex":"(a"},"behavior":"Isolated","invert":false})");
-  expect_refused("a group without its )");
+  expect_refused("end pattern with unmatched parenthesis");
   write_tokenizer("", R"("dropout":0.1,)");
   expect_refused("dropout");
   write("tokenizer.json", R"({"model":{"type":"WordPiece","vocab":{}}})");
@@ -138,7 +138,7 @@ TEST_F(TokenizerTest, DamagedFilesAreRefused) {
     write("tokenizer.json", R"({"model":{"type":"BPE","vocab":)" + vocab + R"(,"merges":)" + merges + "}}");
   };
   write("tokenizer.json", "{");
-  expect_refused("is not JSON");
+  expect_refused("not JSON");
   write("tokenizer.json", "[]");
   expect_refused("an object was expected");
   model("{}", "[]");

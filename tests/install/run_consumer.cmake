@@ -15,7 +15,7 @@ execute_process(COMMAND ${CMAKE_COMMAND} --build ${WORK}/build --clean-first --v
 if(NOT commands MATCHES "libkvcal_formats[.]a")
   message(FATAL_ERROR "the commands of the build do not show what is linked:\n${commands}")
 endif()
-foreach(library pcre2 utf8proc sentencepiece libkvcal_tokenizer)
+foreach(library libonig utf8proc sentencepiece libkvcal_tokenizer)
   if(commands MATCHES "${library}")
     message(FATAL_ERROR "the consumer links ${library}:\n${commands}")
   endif()

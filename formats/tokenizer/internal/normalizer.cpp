@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/error.h"
 #include "formats/tokenizer/internal/pretokenizer.h"
 #include "formats/tokenizer/internal/utf8.h"
 
@@ -36,6 +37,15 @@ void strip(NormalizedText& text, bool left, bool right) {
   text.text = std::string(view);
 }
 
+// A few steps that each make ten letters of one would fill any memory.
+void check_growth(const NormalizedText& text, std::size_t bytes) {
+  if (bytes <= text.most_bytes) return;
+  throw base::InvalidInput(
+      base::concat("the normalizer of tokenizer.json makes more than ", text.most_bytes,
+                   " bytes of a text that is far smaller; tokenise elsewhere and give the "
+                   "ids with --tokens FILE.npy"));
+}
+
 void replace(NormalizedText& text, const TokenizerRegex& pattern, const std::string& content) {
   std::string out;
   out.reserve(text.text.size());
@@ -49,6 +59,7 @@ void replace(NormalizedText& text, const TokenizerRegex& pattern, const std::str
     if (span.begin == 0 && !part.empty() && (content.empty() || part.size() > utf8_at(part, 0).length))
       text.at_origin = false;
     out += content;
+    check_growth(text, out.size());
   }
   text.text = std::move(out);
 }
@@ -94,7 +105,12 @@ void Normalizer::add_byte_level() {
 }
 
 void Normalizer::apply(NormalizedText& text) const {
-  for (const auto& step : steps_) step(text);
+  constexpr std::size_t kMostGrowth = 64, kAlways = std::size_t{1} << 20;
+  text.most_bytes = kMostGrowth * text.text.size() + kAlways;
+  for (const auto& step : steps_) {
+    step(text);
+    check_growth(text, text.text.size());
+  }
 }
 
 }  // namespace kvcal::formats

@@ -18,6 +18,7 @@ namespace kvcal::formats {
 struct NormalizedText {
   std::string text;
   bool at_origin = true;
+  std::size_t most_bytes = 0;  ///< more is refused; set by apply()
 };
 
 /// Steps, one after the other; none leaves a text as it is. Texts are valid UTF-8 before and after.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "formats/json.h"
 #include "formats/tokenizer/internal/utf8.h"
 
 namespace kvcal::formats {

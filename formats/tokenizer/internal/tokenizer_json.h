@@ -31,9 +31,6 @@ struct JsonPlace {
 /// Throws InvalidInput: the place, the problem, and --tokens as the way out.
 [[noreturn]] void refuse_tokenizer(const JsonPlace& place, std::string_view problem);
 
-/// A file as JSON. Throws InvalidInput where it is none.
-[[nodiscard]] nlohmann::json read_json_file(const std::filesystem::path& path);
-
 /// The value of a field; throws InvalidInput naming it where it is missing (no fallback) or of another type.
 /// null is missing.
 [[nodiscard]] std::string text_field(const nlohmann::json& object, std::string_view name,

@@ -3,7 +3,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "formats/json_depth.h"
+#include "formats/json.h"
 #include "formats/tokenizer/internal/tokenizer_json.h"
 
 namespace kvcal::formats {
@@ -21,17 +21,6 @@ JsonPlace JsonPlace::inside(std::size_t index) const {
 void refuse_tokenizer(const JsonPlace& place, std::string_view problem) {
   throw base::InvalidInput(base::concat(place.file, place.path.empty() ? "" : ": ", place.path, ": ", problem,
                                         "; tokenise elsewhere and give the ids with --tokens FILE.npy"));
-}
-
-json read_json_file(const std::filesystem::path& path) {
-  const base::MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  check_json_depth(text, path.string());
-  try {
-    return json::parse(text);
-  } catch (const json::exception& error) {
-    throw base::InvalidInput(base::concat(path.string(), " is not JSON: ", error.what()));
-  }
 }
 
 namespace {

@@ -1,6 +1,6 @@
 // formats/tokenizer/internal/unicode.h: the properties of characters that tokenizers ask for, equal on every
 // code point to those of the reference implementation (PyPI's `tokenizers`), whose parts follow different
-// versions of Unicode: its regular expressions version 17, its normalisation forms and its accents version 9,
+// versions of Unicode: its regular expressions version 16, its normalisation forms and its accents version 9,
 // its punctuation version 8. The library beneath (utf8proc) has a version of its own; tables of the
 // differences make up for it.
 #pragma once
@@ -63,7 +63,7 @@ struct CodePointRange {
   char32_t last;
 };
 
-/// A range that got its category after the oldest Unicode that utf8proc and PCRE2 may have (14).
+/// A range that got its category after the oldest Unicode that utf8proc and Oniguruma may have (14).
 struct RecentRange {
   char32_t first;
   char32_t last;
