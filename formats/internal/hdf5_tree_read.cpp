@@ -5,6 +5,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "formats/internal/hdf5_guard.h"
 #include "formats/internal/hdf5_handle.h"
 #include "formats/internal/hdf5_tree.h"
 #include "formats/internal/hdf5_types.h"
@@ -31,6 +32,21 @@ herr_t collect_name(hid_t, const char* name, const Info*, void* names) {
     return -1;
   }
 }
+
+/// Frees the texts of variable length that HDF5 put behind the pointers of a buffer, null: none.
+class VariableTexts {
+ public:
+  VariableTexts(char* buffer, hid_t type, hid_t space) : buffer_(buffer), type_(type), space_(space) {}
+  ~VariableTexts() {
+    if (buffer_ != nullptr) H5Dvlen_reclaim(type_, space_, H5P_DEFAULT, buffer_);
+  }
+  VariableTexts(const VariableTexts&) = delete;
+  VariableTexts& operator=(const VariableTexts&) = delete;
+
+ private:
+  char* buffer_;
+  hid_t type_, space_;
+};
 
 class Reader {
  public:
@@ -207,6 +223,7 @@ class Reader {
     Hdf5Value value{"string", read_shape(key, space, width), {}};
     const auto count = static_cast<std::size_t>(base::element_count(value.shape, key));
     std::vector<char> raw(count * width);
+    const VariableTexts held(variable && count > 0 ? raw.data() : nullptr, type, space);
     if (count > 0) hdf5_check(read(type, raw.data()), damaged(key));
     for (std::size_t i = 0; i < count; ++i) {
       std::string_view text(raw.data() + i * width, width);
@@ -217,7 +234,6 @@ class Reader {
       }
       append_text(key, text, value);
     }
-    if (variable && count > 0) H5Dvlen_reclaim(type, space, H5P_DEFAULT, raw.data());
     if (!is_utf8(value.text())) fail(key, "is not UTF-8 text");
     return value;
   }
@@ -255,6 +271,7 @@ Hdf5Tree read_hdf5_tree(const std::filesystem::path& path) {
   const std::span<const std::byte> bytes = content;
   if (!has_signature(bytes))
     throw InvalidInput(concat(file, ": not an HDF5 file; expected a codebook written by kvcal"));
+  check_hdf5_image(bytes, file);
   const Hdf5Session session;
   const std::string what = concat(file, ": a damaged or truncated HDF5 file");
   const Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, what);

@@ -1,0 +1,147 @@
+#include "formats/internal/hdf5_guard_image.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+
+#include "base/error.h"
+
+namespace kvcal::formats {
+namespace {
+
+using base::concat;
+
+/// Names come from the file: what a terminal would obey is shown as '?'.
+std::string shown(std::string text) {
+  std::ranges::replace_if(
+      text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
+  return text;
+}
+
+using State = std::array<std::uint32_t, 3>;
+
+void mix(State& s) {
+  // a -= c, a ^= rot(c), c += b; then the same with the letters moved on by one.
+  constexpr std::array<int, 6> kRotations{4, 6, 8, 16, 19, 4};
+  for (std::size_t i = 0; i < kRotations.size(); ++i) {
+    std::uint32_t& a = s[i % 3];
+    std::uint32_t& b = s[(i + 1) % 3];
+    std::uint32_t& c = s[(i + 2) % 3];
+    a -= c;
+    a ^= std::rotl(c, kRotations[i]);
+    c += b;
+  }
+}
+
+void finish(State& s) {
+  constexpr std::array<int, 7> kRotations{14, 11, 25, 16, 4, 14, 24};
+  for (std::size_t i = 0; i < kRotations.size(); ++i) {
+    std::uint32_t& target = s[(i + 2) % 3];
+    const std::uint32_t source = s[(i + 1) % 3];
+    target ^= source;
+    target -= std::rotl(source, kRotations[i]);
+  }
+}
+
+}  // namespace
+
+std::uint32_t hdf5_checksum(std::span<const std::byte> bytes) {
+  State s;
+  s.fill(0xdeadbeefU + static_cast<std::uint32_t>(bytes.size()));
+  if (bytes.empty()) return s[2];
+  for (std::size_t begin = 0; begin < bytes.size(); begin += 12) {
+    const std::size_t end = std::min(bytes.size(), begin + 12);
+    for (std::size_t i = begin; i < end; ++i) {
+      s[(i - begin) / 4] += static_cast<std::uint32_t>(bytes[i]) << (8 * ((i - begin) % 4));
+    }
+    if (end < bytes.size()) {
+      mix(s);
+    } else {
+      finish(s);
+    }
+  }
+  return s[2];
+}
+
+void GuardImage::damaged(std::uint64_t at, std::string_view what) const {
+  throw base::InvalidInput(
+      concat(file_, ": a damaged or truncated HDF5 file: ", shown(place_), ": ", what, " (byte ", at, ")"));
+}
+
+void GuardImage::foreign(std::uint64_t at, std::string_view what) const {
+  throw base::InvalidInput(
+      concat(file_, ": ", shown(place_), ": ", what, " (byte ", at, "); kvcal did not write it"));
+}
+
+std::string_view GuardImage::text(std::uint64_t at, std::uint64_t length) const {
+  if (at > size() || length > size() - at)
+    damaged(at, concat(length, " bytes are expected here; the file has ", size()));
+  return {reinterpret_cast<const char*>(bytes_.data()) + at, static_cast<std::size_t>(length)};
+}
+
+std::uint64_t GuardImage::number(std::uint64_t at, unsigned width) const {
+  std::uint64_t value = 0;
+  const std::string_view raw = text(at, width);
+  for (unsigned i = width; i-- > 0;) value = value << 8 | static_cast<unsigned char>(raw[i]);
+  return value;
+}
+
+void GuardImage::expect(std::uint64_t at, std::string_view signature) const {
+  if (text(at, signature.size()) != signature) damaged(at, concat("no ", signature, " where one should be"));
+}
+
+bool GuardImage::sum_matches(std::uint64_t begin, std::uint64_t end) const {
+  const std::string_view checked = text(begin, end - begin);
+  return hdf5_checksum(std::as_bytes(std::span(checked))) == number(end, 4);
+}
+
+void GuardImage::check_sum(std::uint64_t begin, std::uint64_t end) const {
+  if (!sum_matches(begin, end)) damaged(end, "a checksum that does not match");
+}
+
+void GuardImage::claim(std::uint64_t at, std::uint64_t length, std::string_view what) {
+  (void)text(at, length);
+  if (length == 0) damaged(at, concat(what, " of no bytes"));
+  const auto next = claims_.lower_bound(at);
+  const bool meets_next = next != claims_.end() && next->first < at + length;
+  if (meets_next || (next != claims_.begin() && std::prev(next)->second > at))
+    damaged(at, concat(what, " on bytes that belong to something else"));
+  claims_.emplace_hint(next, at, at + length);
+}
+
+void GuardSiblings::meet(std::uint64_t node, std::uint64_t level) {
+  const auto [last, first] = last_.try_emplace(level, node);
+  const bool joined = first || image_->number(last->second + 16, 8) == node;
+  if (!joined || image_->number(node + 8, 8) != (first ? kNoAddress : last->second))
+    image_->damaged(node + 8, "a B-tree whose node does not name the ones beside it");
+  last->second = node;
+}
+
+void GuardSiblings::check_ends() const {
+  for (const auto& [level, node] : last_) {
+    if (image_->number(node + 16, 8) != kNoAddress)
+      image_->damaged(node + 16, "a B-tree whose last node names another");
+  }
+}
+
+std::string_view GuardCursor::text(std::uint64_t length) {
+  if (length > left()) image_->damaged(at_, concat("a message that ends ", length - left(), " bytes early"));
+  at_ += length;
+  return image_->text(at_ - length, length);
+}
+
+std::uint64_t GuardCursor::number(unsigned width) {
+  const std::uint64_t at = at_;
+  (void)text(width);
+  return image_->number(at, width);
+}
+
+std::uint64_t GuardCursor::number_to(unsigned width, std::uint64_t least, std::uint64_t most,
+                                     std::string_view what) {
+  const std::uint64_t at = at_;
+  const std::uint64_t value = number(width);
+  if (value < least || value > most) image_->foreign(at, concat("has ", what, " ", value));
+  return value;
+}
+
+}  // namespace kvcal::formats
