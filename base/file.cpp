@@ -137,10 +137,24 @@ bool is_file_of(int descriptor, const std::filesystem::path& path) {
          opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
 }
 
+std::filesystem::path behind_links(const std::filesystem::path& path) {
+  constexpr int kMaxLinks = 40;  // as many as Linux follows
+  std::filesystem::path target = path;
+  std::error_code error;
+  for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(target, error)); ++links) {
+    if (links == kMaxLinks) throw_system_error("follow the link", path, ELOOP);
+    const std::filesystem::path next = std::filesystem::read_symlink(target, error);
+    if (error) throw_system_error("follow the link", path, error.value());
+    target = target.parent_path() / next;
+  }
+  return target;
+}
+
 bool lies_in(const std::filesystem::path& path, const std::filesystem::path& folder) {
   const auto resolved = [](const std::filesystem::path& name) {
     std::error_code error;
-    const auto whole = std::filesystem::weakly_canonical(std::filesystem::absolute(name, error), error);
+    const auto whole =
+        std::filesystem::weakly_canonical(std::filesystem::absolute(behind_links(name), error), error);
     // A trailing slash would count as an empty last part.
     return whole.has_filename() ? whole : whole.parent_path();
   };
@@ -183,6 +197,10 @@ FileLock::FileLock(const std::filesystem::path& path, std::string_view content) 
       throw SystemError(concat("cannot lock ", path.string(), ": the file changes all the time"));
     }
     const int error_number = errno;
+    struct stat status {};
+    // A file system without locks: what was made for nothing goes.
+    if (error_number != EWOULDBLOCK && ::fstat(descriptor_, &status) == 0 && status.st_size == 0)
+      ::unlink(path.c_str());
     ::close(descriptor_);
     descriptor_ = -1;
     if (error_number != EWOULDBLOCK) throw_system_error("lock", path, error_number);

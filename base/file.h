@@ -50,6 +50,10 @@ void read_whole_at(int descriptor, std::int64_t offset, std::span<std::byte> byt
 /// Whether `path` names the file that is open as `descriptor`.
 [[nodiscard]] bool is_file_of(int descriptor, const std::filesystem::path& path);
 
+/// `path`, or what it points to where it is a symbolic link, be it a dangling one: where a result goes that a user
+/// names so (base/new_file.h replaces a link). Throws SystemError where the links lead nowhere, as in a circle.
+[[nodiscard]] std::filesystem::path behind_links(const std::filesystem::path& path);
+
 /// Whether `path`, links resolved as far as it exists, is `folder` or lies below it.
 [[nodiscard]] bool lies_in(const std::filesystem::path& path, const std::filesystem::path& folder);
 

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/sha256.h"
 #include "formats/internal/json.h"
+#include "formats/json.h"
 
 namespace kvcal::formats {
 namespace {
@@ -17,16 +18,9 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kSingle = "model.safetensors";
 constexpr std::string_view kIndex = "model.safetensors.index.json";
-constexpr std::uintmax_t kMaxIndexBytes = 100'000'000;
-
 /// Tensor name -> shard file name, both checked.
 std::map<std::string, std::string> read_index(const fs::path& path) {
-  const base::MappedFile map(path);
-  if (map.bytes().size() > kMaxIndexBytes) {
-    throw InvalidInput(concat(path.string(), ": ", map.bytes().size(), " bytes are too many for an index"));
-  }
-  const std::string_view text(reinterpret_cast<const char*>(map.bytes().data()), map.bytes().size());
-  const nlohmann::json index = parse_json(text, path.string());
+  const nlohmann::json index = read_json_file(path);
   const auto weights = index.is_object() ? index.find("weight_map") : index.end();
   if (!index.is_object() || weights == index.end() || !weights->is_object() || weights->empty()) {
     throw InvalidInput(concat(path.string(), ": no weight_map that names the shard of each tensor"));

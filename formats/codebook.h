@@ -199,6 +199,12 @@ struct Codebook {
   bool operator==(const Codebook&) const = default;
 };
 
+/// Most bytes of a text in a file, of texts_json() too: what the header of an HDF5 object takes.
+inline constexpr std::size_t kMaxCodebookText = 64000;
+
+/// As /calibration@texts holds them: [{"name", "sha256"}, ...].
+[[nodiscard]] std::string texts_json(const std::vector<TextInfo>& texts);
+
 /// "outliers_" and the fraction as printf's %g prints it, in any locale: outliers_0, outliers_0.01.
 [[nodiscard]] std::string outlier_group_name(double fraction);
 

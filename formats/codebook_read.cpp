@@ -11,7 +11,7 @@
 #include "formats/internal/codebook_rules.h"
 #include "formats/internal/hdf5_tree.h"
 #include "formats/internal/json.h"
-#include "formats/json_depth.h"
+#include "formats/json.h"
 
 namespace kvcal::formats {
 namespace {
@@ -123,13 +123,6 @@ class Decoder {
     return static_cast<std::int64_t>(bits);
   }
 
-  /// Text that others will parse as JSON.
-  std::string json_attribute(const std::string& object, std::string_view name) const {
-    std::string value = text(object, name);
-    check_json_depth(value, concat(file_, ": ", attribute_key(object, name)));
-    return value;
-  }
-
   int small(const std::string& object, std::string_view name) const {
     const std::int64_t value = integer(object, name);
     if (!std::in_range<int>(value)) fail(attribute_key(object, name), concat(value, " is out of range"));
@@ -185,7 +178,7 @@ class Decoder {
     model.num_attention_heads = small("/model", "num_attention_heads");
     model.num_kv_heads = small("/model", "num_kv_heads");
     model.head_dim = small("/model", "head_dim");
-    model.rope_json = json_attribute("/model", "rope");
+    model.rope_json = text("/model", "rope");
   }
 
   void decode_calibration(CalibrationInfo& calibration) const {
@@ -193,7 +186,7 @@ class Decoder {
     group(path);
     if (tree_.values.contains(attribute_key(path, "revision")))
       calibration.revision = small(path, "revision");
-    calibration.options_json = json_attribute(path, "options");
+    calibration.options_json = text(path, "options");
     calibration.texts = decode_texts(text(path, "texts"));
     calibration.tokens_sha256 = text(path, "tokens_sha256");
     calibration.samples = integer(path, "samples");
@@ -231,7 +224,7 @@ class Decoder {
     LayerCodebook layer;
     layer.index = index;
     std::vector<CachedTensor> described = decode_descriptions(path);
-    layer.rope_json = json_attribute(path, "rope");
+    layer.rope_json = text(path, "rope");
     layer.window = integer(path, "window");
     for (CachedTensor& tensor : described) layer.tensors.push_back(decode_tensor(path, std::move(tensor)));
     return layer;

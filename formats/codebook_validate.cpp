@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string_view>
@@ -8,6 +9,7 @@
 #include "base/error.h"
 #include "formats/internal/codebook_rules.h"
 #include "formats/internal/json.h"
+#include "formats/json.h"
 
 namespace kvcal::formats {
 namespace {
@@ -16,6 +18,8 @@ using base::concat;
 
 constexpr int kMaxBits = 8;
 constexpr int kMaxLayers = 10000;
+/// Of a centroid: rounding may take one that lies at a threshold beyond 1.
+constexpr float kMostCentroid = 1.001F;
 constexpr int kMaxExtent = 1 << 20;  // heads, channels per head: keeps every product of two far from overflow
 
 /// Checks the parts of one codebook, knowing the file for its messages.
@@ -57,12 +61,24 @@ class Validator {
 
   void text(std::string_view path, const std::string& value) const {
     if (value.find('\0') != std::string::npos || !is_utf8(value)) fail(path, "is not UTF-8 text");
+    if (value.size() > kMaxCodebookText)
+      fail(path, concat("has ", value.size(), " bytes; expected ", kMaxCodebookText, " at most"));
+  }
+
+  /// "" among the names: not said.
+  void one_of(std::string_view path, const std::string& value,
+              std::initializer_list<std::string_view> names) const {
+    text(path, value);
+    if (std::ranges::find(names, std::string_view(value)) != names.end()) return;
+    std::string expected;
+    for (const std::string_view name : names)
+      if (!name.empty()) expected += concat(expected.empty() ? "" : ", ", name);
+    fail(path, concat("is '", value.substr(0, 40), "'; expected one of ", expected));
   }
 
   void json(std::string_view path, const std::string& value) const {
     text(path, value);
-    if (!nlohmann::json::accept(value))
-      fail(path, concat("is not JSON: '", value.substr(0, 40), "'; for nothing, write null"));
+    (void)parse_json(value, concat(file_, ": ", path));
   }
 
   void check_model(const ModelInfo& model) const {
@@ -84,13 +100,14 @@ class Validator {
       text("/calibration@texts", info.name);
       text("/calibration@texts", info.sha256);
     }
+    text("/calibration@texts", texts_json(calibration.texts));
     text("/calibration@tokens_sha256", calibration.tokens_sha256);
     text("/calibration@bos", calibration.bos);
     text("/calibration@dtype", calibration.dtype);
     text("/calibration@device", calibration.device);
-    text("/calibration@value_scope", calibration.value_scope);
-    text("/calibration@sensitivity", calibration.sensitivity);
-    text("/calibration@fisher_scale", calibration.fisher_scale);
+    one_of("/calibration@value_scope", calibration.value_scope, {"token", "head", ""});
+    one_of("/calibration@sensitivity", calibration.sensitivity, {"fisher", "none", ""});
+    one_of("/calibration@fisher_scale", calibration.fisher_scale, {"range", "none", ""});
     integer("/calibration", "samples", calibration.samples, 0, kMax);
     integer("/calibration", "seqlen", calibration.seqlen, 0, kMax);
     integer("/calibration", "tokens", calibration.tokens, 0, kMax);
@@ -180,6 +197,12 @@ class Validator {
         if (std::ranges::any_of(*numbers, [](float number) { return number < 0; }))
           fail(concat(path, "/", name), "a magnitude is negative");
       }
+      const std::span<const float> quantiles = group.quantiles;
+      for (std::size_t row = 0; row < rows; ++row) {
+        if (!std::ranges::is_sorted(
+                quantiles.subspan(row * kMagnitudeLevels.size(), kMagnitudeLevels.size())))
+          fail(concat(path, "/", name, "_quantiles"), concat("row ", row, " descends"));
+      }
     };
     check("channel", magnitudes.channel, tensor.channels());
     check("head", magnitudes.head, tensor.heads);
@@ -200,7 +223,8 @@ class Validator {
                   Datatypes datatypes) const {
     std::string previous;
     for (const OutlierSet& set : sets) {
-      if (!(set.fraction >= 0 && set.fraction < 0.5))
+      // -0 would be 0 a second time, under a name of its own.
+      if (!(set.fraction >= 0 && set.fraction < 0.5) || std::signbit(set.fraction))
         fail(path, concat("an outlier fraction of ", set.fraction, "; expected 0 <= fraction < 0.5"));
       const std::string name = outlier_group_name(set.fraction);
       if (name == previous) fail(concat(path, "/", name), "the fraction is given twice");
@@ -246,11 +270,20 @@ class Validator {
                           datatype.centroids[i - 1], ")"));
       }
     }
-    real(path, "qnorm_scale", datatype.qnorm_scale, true);
+    const auto far =
+        std::ranges::find_if(datatype.centroids, [](float c) { return std::abs(c) > kMostCentroid; });
+    if (far != datatype.centroids.end())
+      fail(path, concat("centroid ", far - datatype.centroids.begin(), " is ", *far, "; expected -1 to 1"));
+    real(path, "qnorm_scale", datatype.qnorm_scale, false);
     real(path, "qnorm_offset", datatype.qnorm_offset, true);
     real(path, "objective", datatype.objective, false);
     real(path, "lower_bound", datatype.lower_bound, false);
-    text(path + "@weights", datatype.weights);
+    // The bound is proven in exact arithmetic, the objective summed in double.
+    if (datatype.lower_bound > datatype.objective * (1 + 1e-9)) {
+      fail(path,
+           concat("lower_bound ", datatype.lower_bound, " is above the objective ", datatype.objective));
+    }
+    one_of(path + "@weights", datatype.weights, {"fisher", "uniform", "none"});
   }
 
   void floats(const std::string& path, std::span<const float> values, std::size_t expected) const {

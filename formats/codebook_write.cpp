@@ -47,13 +47,10 @@ class Encoder {
   }
 
   void encode_calibration(const CalibrationInfo& calibration) {
-    nlohmann::json texts = nlohmann::json::array();
-    for (const TextInfo& text : calibration.texts)
-      texts.push_back({{"name", text.name}, {"sha256", text.sha256}});
     tree_.groups.insert("/calibration");
     set("/calibration", "revision", hdf5_integer(calibration.revision));
     set("/calibration", "options", hdf5_text(calibration.options_json));
-    set("/calibration", "texts", hdf5_text(texts.dump()));
+    set("/calibration", "texts", hdf5_text(texts_json(calibration.texts)));
     set("/calibration", "tokens_sha256", hdf5_text(calibration.tokens_sha256));
     set("/calibration", "samples", hdf5_integer(calibration.samples));
     set("/calibration", "seqlen", hdf5_integer(calibration.seqlen));
@@ -169,6 +166,12 @@ Codebook sorted(Codebook codebook) {
 }
 
 }  // namespace
+
+std::string texts_json(const std::vector<TextInfo>& texts) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const TextInfo& text : texts) list.push_back({{"name", text.name}, {"sha256", text.sha256}});
+  return list.dump();
+}
 
 Hdf5Tree codebook_tree(const Codebook& codebook) {
   return Encoder().encode(sorted(codebook));

@@ -60,7 +60,8 @@ class HeaderReader {
     if (state_ == State::kStart) {
       state_ = State::kTop;
     } else if (state_ == State::kTop) {
-      keys_.clear();
+      // Not clear(), which takes as long as the largest object so far was large.
+      keys_ = {};
       state_ = key_ == "__metadata__" ? State::kMetadata : State::kEntry;
       entry_ = HeaderEntry{key_, Dtype::F32, {}, 0, 0};
       in_entry_ = true;
@@ -73,9 +74,11 @@ class HeaderReader {
   bool key(const std::string& text) {
     key_ = text;
     if (state_ == State::kTop) {
+      if (names_.size() == kMaxTensors) fail(concat("more than ", kMaxTensors, " tensors"));
       if (!names_.insert(text).second) fail(concat("the name '", text, "' is given twice"));
       return true;
     }
+    if (keys_.size() == kMaxMetadata) fail(concat("more than ", kMaxMetadata, " keys in __metadata__"));
     if (!keys_.insert(text).second) fail(concat("the key '", text, "' is given twice"));
     if (state_ == State::kEntry && text != "dtype" && text != "shape" && text != "data_offsets") {
       fail(concat("unknown key '", text, "'; expected dtype, shape and data_offsets"));
@@ -110,6 +113,8 @@ class HeaderReader {
  private:
   enum class State { kStart, kTop, kEntry, kShape, kOffsets, kMetadata, kEnd };
   static constexpr std::size_t kMaxDimensions = 64;
+  // Far more than any checkpoint's file has, and what bounds the memory and time that a header costs.
+  static constexpr std::size_t kMaxTensors = 1U << 18, kMaxMetadata = 1U << 16;
 
   [[noreturn]] void fail(const std::string& what) const {
     throw InvalidInput(

@@ -9,7 +9,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/new_file.h"
-#include "formats/json_depth.h"
+#include "formats/json.h"
 
 namespace kvcal::calib {
 
@@ -67,6 +67,15 @@ bool is_our_lock(const fs::path& file) {
 }
 
 // Throws where the folder belongs to another run, or to something else altogether.
+bool is_json(const std::string& text) {
+  try {
+    (void)formats::parse_json(text, "");
+    return true;
+  } catch (const base::InvalidInput&) {
+    return false;
+  }
+}
+
 void check_identity(const fs::path& path, const std::string& identity_json) {
   if (!fs::exists(run_file(path))) {
     for (const auto& item : fs::directory_iterator(path)) {
@@ -81,8 +90,7 @@ void check_identity(const fs::path& path, const std::string& identity_json) {
     return;
   }
   const std::string identity = text_of(run_file(path));
-  formats::check_json_depth(identity, run_file(path).string());
-  if (!json::accept(identity)) {
+  if (!is_json(identity)) {
     throw base::InvalidInput(
         base::concat(run_file(path).string(),
                      ": damaged, so that nobody knows which run the checkpoints beside it are "
@@ -103,8 +111,7 @@ std::string checksum_of(const std::vector<double>& losses) {
 std::vector<double> parse_losses(const fs::path& file, std::int64_t samples) {
   const std::string text = text_of(file);
   try {
-    formats::check_json_depth(text, file.string());
-    const json content = json::parse(text);
+    const json content = formats::parse_json(text, file.string());
     auto losses = content.at("losses").get<std::vector<double>>();
     const bool whole = static_cast<std::int64_t>(losses.size()) == samples &&
                        std::ranges::all_of(losses, [](double loss) { return std::isfinite(loss); });
@@ -164,9 +171,9 @@ std::int64_t folder_bytes(const fs::path& folder) {
 }  // namespace
 
 std::string identity_difference(const std::string& left_json, const std::string& right_json) {
-  for (const std::string* text : {&left_json, &right_json}) formats::check_json_depth(*text, "run.json");
-  const json left = json::parse(left_json, nullptr, false);
-  const json right = json::parse(right_json, nullptr, false);
+  if (!is_json(left_json) || !is_json(right_json)) return "run.json";
+  const json left = formats::parse_json(left_json, "run.json");
+  const json right = formats::parse_json(right_json, "run.json");
   if (!left.is_object() || !right.is_object()) return "run.json";
   std::set<std::string> keys;
   for (const json* side : {&left, &right}) {
@@ -222,12 +229,12 @@ WorkFolder::WorkFolder(const fs::path& path, const std::string& identity_json) :
   std::error_code error;
   const bool made = fs::create_directories(path_, error);
   if (error) base::throw_system_error("make the work folder", path_, error.value());
-  // Before anything is written into a folder that may be somebody else's.
-  check_identity(path_, identity_json);
   try {
+    // Before anything is written into a folder that may be somebody else's.
+    check_identity(path_, identity_json);
     lock_ = std::make_unique<base::FileLock>(path_ / "lock", made ? kFolderMade : kFolderFound);
   } catch (...) {
-    // A full disk: who comes later could not tell that the folder is ours.
+    // A full disk, no file left to open: who comes later could not tell that the folder is ours.
     if (made) fs::remove(path_, error);
     throw;
   }
@@ -271,16 +278,19 @@ void WorkFolder::remove(const DamagedCheckpoint& damage) const {
 void WorkFolder::finish() {
   const fs::path lock = path_ / "lock";
   std::vector<fs::path> ours;
-  std::error_code ignored;
-  for (const auto& item : fs::directory_iterator(path_, ignored)) {
+  std::error_code error, ignored;
+  for (const auto& item : fs::directory_iterator(path_, error)) {
     const std::string name = item.path().filename().string();
     if (name != "lock" && is_final_name(name) && item.is_regular_file(ignored)) ours.push_back(item.path());
   }
   // run.json last: until then what is left is still known to be this run's.
   std::ranges::sort(ours, {}, [](const fs::path& file) { return file.filename() == "run.json"; });
-  for (const fs::path& file : ours) fs::remove(file, ignored);
-  fs::remove(lock, ignored);
-  if (made_) fs::remove(path_, ignored);  // fails where anything else is in it
+  for (const fs::path& file : ours) {
+    if (!error) fs::remove(file, error);
+  }
+  // Where anything is left, so is the lock, which tells the next run that it may remove the folder.
+  if (!error) fs::remove(lock, error);
+  if (made_ && !error) fs::remove(path_, ignored);  // fails where anything else is in it
   lock_.reset();
 }
 

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "formats/json_depth.h"
+#include "formats/json.h"
 
 namespace kvcal::calib {
 
@@ -64,16 +64,6 @@ void refuse_quantised(const ConfigReader& config) {
       "AutoModelForCausalLM.from_pretrained(DIR).dequantize() and save_pretrained() of transformers"));
 }
 
-nlohmann::json read_json(const std::filesystem::path& file) {
-  try {
-    const std::string text = base::read_text_file(file);
-    formats::check_json_depth(text, file.string());
-    return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::exception& error) {
-    throw base::InvalidInput(base::concat(file.string(), ": not valid JSON: ", error.what()));
-  }
-}
-
 }  // namespace
 
 const std::vector<Architecture>& architectures() {
@@ -91,7 +81,7 @@ ModelDefinition read_model_definition(const std::filesystem::path& folder) {
     throw base::InvalidInput(
         base::concat(folder.string(), ": no config.json; --model takes a folder of the Hugging Face form"));
   }
-  const nlohmann::json json = read_json(file);
+  const nlohmann::json json = formats::read_json_file(file);
   const ConfigReader config(json, file);
   const Architecture& architecture = find_architecture(config);
   refuse_quantised(config);
@@ -99,7 +89,7 @@ ModelDefinition read_model_definition(const std::filesystem::path& folder) {
 }
 
 ModelLayout read_model_layout(const std::filesystem::path& config_file) {
-  const nlohmann::json json = read_json(config_file);
+  const nlohmann::json json = formats::read_json_file(config_file);
   const ConfigReader config(json, config_file);
   return {find_architecture(config).read(config), is_quantised(config)};
 }

@@ -20,6 +20,7 @@
 #include "formats/internal/export_kind.h"
 #include "formats/internal/json.h"
 #include "formats/internal/kv_scales.h"
+#include "formats/json.h"
 
 namespace kvcal::formats {
 namespace export_check {

@@ -20,6 +20,7 @@
 #include "formats/internal/json_edit.h"
 #include "formats/internal/kv_scales.h"
 #include "formats/internal/shell_word.h"
+#include "formats/json.h"
 
 namespace kvcal::formats {
 namespace {
@@ -89,7 +90,7 @@ class Merge {
 
   void find_method() {
     std::string where, method;
-    const ordered_json ordered = ordered_json::parse(config_text_);
+    const ordered_json ordered = parse_ordered_json(config_text_, path_of(kConfig));
     if (const ordered_json* found = kv_scales::quantization_of(ordered, where)) {
       constexpr std::string_view kText = "text_config";
       if (where.starts_with(kText)) place_.emplace_back(kText);
@@ -265,7 +266,7 @@ class Merge {
     ordered_json metadata = ordered_json::object();
     if (is_there(folder_ / kIndex)) {
       check_index_beside_single();
-      const ordered_json old = ordered_json::parse(kv_scales::read_object(folder_ / kIndex));
+      const ordered_json old = parse_ordered_json(kv_scales::read_object(folder_ / kIndex), path_of(kIndex));
       if (const auto found = old.find("metadata"); found != old.end() && found->is_object())
         metadata = *found;
     } else {

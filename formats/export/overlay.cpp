@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/new_file.h"
 #include "formats/internal/kv_scales.h"
+#include "formats/json.h"
 
 namespace kvcal::formats {
 namespace {
@@ -25,7 +26,7 @@ namespace fs = std::filesystem;
 
 void refuse_quantized(const fs::path& folder, const std::string& config) {
   std::string where;
-  const ordered_json parsed = ordered_json::parse(config);
+  const ordered_json parsed = parse_ordered_json(config, (folder / kConfig).string());
   if (const ordered_json* found = kv_scales::quantization_of(parsed, where)) {
     throw InvalidInput(
         concat((folder / kConfig).string(), ": has a ", where, " already (quant_method ",
@@ -52,7 +53,7 @@ std::vector<LayerScales> Overlay::scales() const {
 }
 
 std::string Overlay::config_with(const std::string& quantization_config) const {
-  ordered_json config = ordered_json::parse(config_);
+  ordered_json config = parse_ordered_json(config_, (request_.model / kConfig).string());
   config["quantization_config"] = ordered_json::parse(quantization_config);
   return config.dump(2) + "\n";
 }
@@ -60,7 +61,8 @@ std::string Overlay::config_with(const std::string& quantization_config) const {
 std::string Overlay::index_with(const std::vector<ScaleTensor>& scales) const {
   ordered_json metadata = ordered_json::object();
   if (!is_single(checkpoint_)) {
-    const ordered_json old = ordered_json::parse(read_object(request_.model / kIndex));
+    const fs::path index = request_.model / kIndex;
+    const ordered_json old = parse_ordered_json(read_object(index), index.string());
     if (const auto found = old.find("metadata"); found != old.end() && found->is_object()) metadata = *found;
   }
   return kv_scales::index_of(checkpoint_, kOverlaySingle, scales, std::move(metadata));

@@ -1,5 +1,4 @@
-// formats/internal/json.h: JSON from outside, parsed strictly:
-// nlohmann's parser silently keeps the last of two equal keys.
+// formats/internal/json.h: what readers and writers of JSON share beside formats/json.h.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -7,10 +6,6 @@
 #include <string_view>
 
 namespace kvcal::formats {
-
-/// The value. Throws InvalidInput naming `what`: not JSON (and where), a key given twice, nested deeper
-/// than kMaxJsonDepth.
-[[nodiscard]] nlohmann::json parse_json(std::string_view text, std::string_view what);
 
 /// The text that the parser's exception gives, without its class names and numbers.
 [[nodiscard]] std::string json_reason(const std::exception& error);

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "formats/internal/json.h"
+#include "formats/json.h"
 
 namespace kvcal::formats::kv_scales {
 namespace {

@@ -155,8 +155,7 @@ TEST(Codebook, TakesTheSizesOfLargeModels) {
   const TemporaryFolder folder;
   Codebook codebook = sample_codebook({0});
   codebook.model.num_layers = 200;
-  codebook.calibration.options_json =
-      "\"" + std::string(200'000, 'x') + "\"";  // beyond what an object header takes
+  codebook.calibration.options_json = "\"" + std::string(kMaxCodebookText - 2, 'x') + "\"";
   LayerCodebook layer = codebook.layers[0];
   layer.tensors = testing::sample_tensors(8, 128, 128, 1);
   codebook.layers.clear();
@@ -256,8 +255,27 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
         c.layers[0].tensors.back().tensor.thresholds = ThresholdScope::token;
       },
       "/layers/0000/gate/outliers_0/lower: has 15 elements; the layer's shape asks for 0");
+  expect([](Codebook& c) { c.calibration.options_json = "\"" + std::string(kMaxCodebookText, 'x') + "\""; },
+         "/calibration@options: has 64002 bytes; expected 64000 at most");
+  expect(
+      [](Codebook& c) {
+        c.calibration.texts.assign(700, {"a text's name", std::string(64, 'f')});
+      },
+      "/calibration@texts: has ");
+  const auto datatype = [](Codebook& c) -> Datatype& { return c.layers[0].key().outliers[0].datatypes[1]; };
+  expect([&](Codebook& c) { datatype(c).centroids.back() = 1e30F; },
+         "/layers/0000/key/outliers_0/nuq3/centroids: centroid 7 is 1e+30; expected -1 to 1");
+  expect([&](Codebook& c) { datatype(c).weights = "banana"; },
+         "/layers/0000/key/outliers_0/nuq3/centroids@weights: is 'banana'; expected one of fisher, uniform, "
+         "none");
+  expect([&](Codebook& c) { datatype(c).lower_bound = datatype(c).objective * 1.001; },
+         "is above the objective");
+  expect([](Codebook& c) { c.layers[0].key().outliers[0].fraction = -0.0; }, "an outlier fraction of -0");
+  expect([](Codebook& c) { c.calibration.value_scope = "row"; }, "/calibration@value_scope: is 'row'");
+  expect([](Codebook& c) { c.layers[0].key().magnitudes->cached.head.quantiles[3] = 0; },
+         "/layers/0000/key/magnitudes/head_quantiles: row 0 descends");
   expect([](Codebook& c) { c.calibration.loss = NAN; }, "/calibration: loss is nan");
-  expect([](Codebook& c) { c.model.rope_json = ""; }, "/model@rope: is not JSON");
+  expect([](Codebook& c) { c.model.rope_json = ""; }, "/model@rope: not JSON");
   expect([](Codebook& c) { c.model.name = "\xff"; }, "/model@name: is not UTF-8");
   expect([](Codebook& c) { c.calibration.texts[0].name = std::string("a\0b", 3); },
          "/calibration@texts: is not UTF-8");

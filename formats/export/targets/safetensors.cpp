@@ -11,6 +11,7 @@
 #include "formats/internal/hdf5_tree.h"
 #include "formats/internal/json.h"
 #include "formats/internal/shell_word.h"
+#include "formats/json.h"
 #include "formats/safetensors.h"
 
 namespace kvcal::formats {
