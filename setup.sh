@@ -77,8 +77,8 @@ as_root() {
 # The distribution's packages. A preset builds the tests, too, so GoogleTest is always among them.
 install_packages() {
   local wanted=(g++ cmake ninja-build ccache git ca-certificates python3 python3-venv libcli11-dev libspdlog-dev
-                libhdf5-dev libeigen3-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev
-                pkgconf libgtest-dev libbenchmark-dev)
+                libhdf5-dev libeigen3-dev nlohmann-json3-dev libonig-dev libutf8proc-dev libsentencepiece-dev
+                pkgconf libgtest-dev libbenchmark-dev zlib1g-dev)
   ((!with_tests)) || wanted+=(clang clang-format libomp-dev libclang-rt-dev hdf5-tools binutils chromium
                                chromium-driver)
   command -v dpkg-query >/dev/null || fail "this is not Debian or a relative of it. Install the equivalents of: ${wanted[*]}"

@@ -57,10 +57,16 @@ void add_inputs(CommandLine& line, calib::CalibrationOptions& options) {
          "org/model in the local Hugging Face cache")
       ->type_name("DIR")
       ->group("What goes in and out");
-  CLI::Option* text = app.add_option("-f,--text", options.texts,
-                                     "Text files, plain UTF-8, like what the model will be used for")
-                          ->type_name("FILE...")
-                          ->group("What goes in and out");
+  CLI::Option* text =
+      app.add_option("-f,--text", options.texts,
+                     "Texts like what the model will be used for: plain UTF-8, JSONL, or gzip of "
+                     "either; - is standard input")
+          ->type_name("FILE...")
+          ->group("What goes in and out");
+  app.add_option("--text-field", options.text_field,
+                 "Of texts that are JSON: the member of each object that holds its text; \"text\" by default")
+      ->type_name("NAME")
+      ->group("What goes in and out");
   app.add_option("--tokens", options.tokens,
                  "Instead of text: token numbers, an integer array [samples, seqlen]; -1 at the end of a row "
                  "is padding")

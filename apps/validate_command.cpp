@@ -47,9 +47,16 @@ void add_inputs(CommandLine& line, calib::ValidationOptions& options) {
       ->type_name("FILE.h5")
       ->group(group);
   CLI::Option* text =
-      app.add_option("-f,--text", options.texts, "Text files that the codebook was not calibrated on")
+      app.add_option(
+             "-f,--text", options.texts,
+             "Texts that the codebook was not calibrated on: plain UTF-8, JSONL, or gzip of either; - is "
+             "standard input")
           ->type_name("FILE...")
           ->group(group);
+  app.add_option("--text-field", options.text_field,
+                 "Of texts that are JSON: the member of each object that holds its text; \"text\" by default")
+      ->type_name("NAME")
+      ->group(group);
   app.add_option("--tokens", options.tokens,
                  "Instead of text: token numbers, an integer array [windows, seqlen]")
       ->type_name("FILE.npy")

@@ -18,6 +18,7 @@
 #include "calib/plan/remaining_work.h"
 #include "calib/plan/resource_need.h"
 #include "calib/text/bos_place.h"
+#include "calib/text/json_documents.h"
 #include "formats/codebook.h"
 
 namespace kvcal::calib {
@@ -51,7 +52,7 @@ inline constexpr auto kFisherScales =
 /// What `kvcal calibrate` was asked to do; the fields are its options, with the same defaults.
 struct CalibrationOptions {
   std::string model;  ///< a folder, or a name (org/model) in the local Hugging Face cache
-  std::vector<std::filesystem::path> texts;  ///< calibration texts; or
+  std::vector<std::filesystem::path> texts;  ///< calibration texts (text/text_source.h); or
   std::filesystem::path tokens;              ///< an integer array [samples, seqlen] as .npy
   std::filesystem::path out;                 ///< the codebook file to write
   std::optional<std::int64_t> samples;       ///< windows; 16, or what `tokens` holds
@@ -62,8 +63,9 @@ struct CalibrationOptions {
   int sinks = 1;
   /// Also what KVQuant's ablation takes: statistics that count sinks, thresholds after RoPE. Needs sinks.
   bool ablation = false;
-  BosPlace bos = BosPlace::automatic;  ///< automatic or none with `tokens`
-  bool parse_special = true;           ///< special tokens written in the text become their ids
+  std::string text_field = kDefaultTextField;  ///< of texts that are JSON: the member that holds the text
+  BosPlace bos = BosPlace::automatic;          ///< automatic or none with `tokens`
+  bool parse_special = true;                   ///< special tokens written in the text become their ids
   ValueScope value_scope = ValueScope::token;
   Sensitivity sensitivity = Sensitivity::fisher;
   FisherScale fisher_scale = FisherScale::range;

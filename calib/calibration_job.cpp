@@ -10,8 +10,9 @@
 #include "base/error.h"
 #include "calib/engine/activation_store.h"
 #include "calib/open_session.h"
+#include "calib/text/text_source.h"
 #include "calib/version.h"
-#include "formats/json_depth.h"
+#include "formats/json.h"
 
 namespace kvcal::calib {
 
@@ -46,6 +47,7 @@ void check_options(const CalibrationOptions& options) {
     throw base::WrongUsage(options.texts.empty() ? "give calibration text: --text FILE, or --tokens FILE.npy"
                                                  : "--text and --tokens exclude each other");
   }
+  check_sources(options.texts);
   if (options.out.empty()) throw base::WrongUsage("--out is missing: the codebook file to write");
   check_lists(options);
   if (options.sinks < 0)
@@ -88,9 +90,16 @@ TokenWindows read_windows(CalibrationOptions& options, const Session& session, b
   sampling.seqlen = options.seqlen.value_or(sampling.seqlen);
   sampling.bos = options.bos;
   sampling.parse_special = options.parse_special;
+  sampling.text_field = options.text_field;
   sampling.seed = options.seed;
   TokenWindows windows = sample_texts(sampling, *tokenizer, progress);
   check_vocabulary(session, windows);
+  const std::size_t record = formats::texts_json(windows.texts).size();
+  if (record > formats::kMaxCodebookText) {
+    throw base::WrongUsage(base::concat("--text: the names and hashes of ", windows.texts.size(),
+                                        " files take ", record, " bytes in a codebook, which has room for ",
+                                        formats::kMaxCodebookText, "; join some of the files"));
+  }
   return windows;
 }
 
@@ -184,8 +193,7 @@ std::string codebook_identity(const formats::Codebook& codebook) {
                    {"tokens", codebook.calibration.tokens_sha256},
                    {"version", codebook.created_by},
                    {"revision of the algorithm", codebook.calibration.revision}};
-  formats::check_json_depth(codebook.calibration.options_json, "options");
-  const json options = json::parse(codebook.calibration.options_json, nullptr, false);
+  const json options = formats::parse_json(codebook.calibration.options_json, "options");
   if (options.is_object()) {
     for (const auto& [key, value] : options.items()) identity["--" + key] = value;
   }

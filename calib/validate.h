@@ -12,6 +12,7 @@
 #include "calib/dtype_choice.h"
 #include "calib/plan/resource_need.h"
 #include "calib/text/bos_place.h"
+#include "calib/text/json_documents.h"
 #include "calib/text/protocol.h"
 #include "calib/validate/method_score.h"
 #include "formats/codebook.h"
@@ -20,13 +21,14 @@ namespace kvcal::calib {
 
 /// What `kvcal validate` was asked to do; the fields are its options, with the same defaults.
 struct ValidationOptions {
-  std::string model;                         ///< a folder, or a name in the local Hugging Face cache
-  std::filesystem::path codebook;            ///< empty: only methods that need none
-  std::vector<std::filesystem::path> texts;  ///< validation texts; or
-  std::filesystem::path tokens;              ///< an integer array [windows, seqlen] as .npy
-  std::optional<std::int64_t> seqlen;        ///< tokens in a window; 2048, or what `tokens` holds
-  std::optional<std::int64_t> windows;       ///< up to 16 by default, 2 where kernels run on the CPU
-  bool all_windows = false;                  ///< every window of the texts
+  std::string model;                           ///< a folder, or a name in the local Hugging Face cache
+  std::filesystem::path codebook;              ///< empty: only methods that need none
+  std::vector<std::filesystem::path> texts;    ///< validation texts (text/text_source.h); or
+  std::filesystem::path tokens;                ///< an integer array [windows, seqlen] as .npy
+  std::optional<std::int64_t> seqlen;          ///< tokens in a window; 2048, or what `tokens` holds
+  std::optional<std::int64_t> windows;         ///< up to 16 by default, 2 where kernels run on the CPU
+  bool all_windows = false;                    ///< every window of the texts
+  std::string text_field = kDefaultTextField;  ///< of texts that are JSON: the member that holds the text
   BosPlace bos = BosPlace::automatic;
   bool parse_special = true;
   Protocol protocol = Protocol::kvcal;

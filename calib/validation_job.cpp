@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "calib/open_session.h"
+#include "calib/text/text_source.h"
 #include "calib/text/validation_windows.h"
 #include "calib/validate/attention_shares.h"
 #include "calib/validate/continuation.h"
@@ -33,6 +34,7 @@ void check_options(const ValidationOptions& options) {
     throw base::WrongUsage(options.texts.empty() ? "give validation text: --text FILE, or --tokens FILE.npy"
                                                  : "--text and --tokens exclude each other");
   }
+  check_sources(options.texts);
   if (options.device != "cpu") {
     const std::string& problem = codec::kernels_device_problem();
     throw base::WrongUsage(
@@ -66,6 +68,7 @@ void read_windows(ValidationJob& job, base::Progress& progress) {
     text.protocol = options.protocol;
     text.bos = options.bos;
     text.parse_special = options.parse_special;
+    text.text_field = options.text_field;
     ScoredWindows windows = validation_windows(text, *tokenizer, progress);
     session.windows = std::move(windows.windows);
     job.first_scored = windows.first_scored;

@@ -3,24 +3,15 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/sha256.h"
+#include "calib/text/text_source.h"
 
 namespace kvcal::calib {
 
-Text read_text(const std::filesystem::path& file, bool parse_special, const formats::Tokenizer& tokenizer,
+Text read_text(const std::filesystem::path& file, const TextReading& reading,
+               const formats::Tokenizer& tokenizer, base::Progress& progress,
                std::vector<std::string>& warnings) {
-  const base::MappedFile mapped(file);
-  if (mapped.bytes().empty()) throw base::InvalidInput(base::concat(file.string(), ": the text is empty"));
-  Text text;
-  text.info = {file.filename().string(), base::sha256_hex(mapped.bytes())};
-  const formats::DecodedText decoded = formats::decode_utf8_lossy(mapped.bytes());
-  if (decoded.replaced > 0) {
-    warnings.push_back(base::concat(file.string(), ": not valid UTF-8 in ", decoded.replaced,
-                                    " places, each read as U+FFFD; is it a text, and in this encoding?"));
-  }
-  text.ids = tokenizer.encode(decoded.text, formats::EncodeOptions{parse_special});
-  return text;
+  const SourceText source = read_source(file, reading.text_field, progress, warnings);
+  return {source.info, tokenizer.encode(source.text, formats::EncodeOptions{reading.parse_special})};
 }
 
 BosPlace resolve_bos(BosPlace asked, const formats::Tokenizer& tokenizer) {

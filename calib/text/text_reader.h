@@ -1,4 +1,4 @@
-// calib/text/text_reader.h: one text file as tokens, and what all jobs that read texts do alike.
+// calib/text/text_reader.h: one text as tokens, and what all jobs that read texts do alike.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "base/progress.h"
 #include "calib/text/bos_place.h"
+#include "calib/text/json_documents.h"
 #include "formats/codebook.h"
 #include "formats/tokenizer/tokenizer.h"
 
@@ -19,10 +21,17 @@ struct Text {
   std::vector<std::int32_t> ids;
 };
 
-/// Reads and tokenises one file. Bytes that are not UTF-8 become U+FFFD, with one entry in `warnings`.
-/// Throws InvalidInput for an empty file, and what the tokenizer throws.
-[[nodiscard]] Text read_text(const std::filesystem::path& file, bool parse_special,
-                             const formats::Tokenizer& tokenizer, std::vector<std::string>& warnings);
+/// How texts are read; the fields are options of the same names.
+struct TextReading {
+  std::string text_field = kDefaultTextField;  ///< the member of JSON documents that holds the text
+  bool parse_special = true;                   ///< special tokens written in the text become their ids
+};
+
+/// Reads (text_source.h: a file of any of its kinds, or standard input) and tokenises one text. Throws what
+/// read_source() and the tokenizer throw; what read_source() warns of goes to `warnings`.
+[[nodiscard]] Text read_text(const std::filesystem::path& file, const TextReading& reading,
+                             const formats::Tokenizer& tokenizer, base::Progress& progress,
+                             std::vector<std::string>& warnings);
 
 /// `asked`, where automatic is what the tokenizer itself does: never automatic. Throws WrongUsage where
 /// `each` or `first` is asked of a tokenizer that names no BOS.

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/sha256.h"
 #include "calib/text/text_reader.h"
+#include "calib/text/text_source.h"
 #include "formats/npy.h"
 
 namespace kvcal::calib {
@@ -82,11 +83,12 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
   const BosPlace bos = resolve_bos(sampling.bos, tokenizer);
   result.bos = base::choice_name(bos, kBosPlaces);
   const std::int32_t bos_id = tokenizer.bos_id().value_or(-1);
+  const TextReading reading{sampling.text_field, sampling.parse_special};
   bool special = false;
   for (std::int64_t i = 0; i < files; ++i) {
     const std::filesystem::path& file = sampling.files[static_cast<std::size_t>(i)];
     progress.check_interrupted();
-    const Text text = read_text(file, sampling.parse_special, tokenizer, result.warnings);
+    const Text text = read_text(file, reading, tokenizer, progress, result.warnings);
     special = special || holds_special(text.ids, tokenizer);
     const std::int64_t share = equal_share(sampling.samples, files, i);
     const auto tokens = static_cast<std::int64_t>(text.ids.size());
@@ -94,7 +96,7 @@ TokenWindows sample_texts(const TextSampling& sampling, const formats::Tokenizer
         cut_windows(text.ids, sampling.seqlen, bos, bos_id, window_start(sampling, tokens, share));
     const auto count = static_cast<std::int64_t>(windows.size());
     if (count < share) {
-      throw base::InvalidInput(base::concat(file.string(), ": too short: it gave ", tokens, " tokens, ",
+      throw base::InvalidInput(base::concat(source_name(file), ": too short: it gave ", tokens, " tokens, ",
                                             count, " windows of ", sampling.seqlen, ", and ", share,
                                             " are needed; give more text, or lower --samples or --seqlen"));
     }

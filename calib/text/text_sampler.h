@@ -9,6 +9,7 @@
 
 #include "base/progress.h"
 #include "calib/text/bos_place.h"
+#include "calib/text/json_documents.h"
 #include "formats/codebook.h"
 #include "formats/tokenizer/tokenizer.h"
 
@@ -19,9 +20,9 @@ struct TokenWindows {
   std::int64_t samples = 0;
   std::int64_t seqlen = 0;
   std::vector<std::int32_t> ids;
-  std::vector<formats::TextInfo> texts;  ///< file names and SHA-256 of their bytes; empty for a token array
+  std::vector<formats::TextInfo> texts;  ///< names, SHA-256 of bytes as given; empty for a token array
   std::string bos;                       ///< what it came to: each, first, none; "given" for a token array
-  std::vector<std::string> warnings;     ///< of the texts themselves: not valid UTF-8
+  std::vector<std::string> warnings;     ///< of the texts themselves: read_text()'s
   /// The model has a chat template, the texts hold no special token.
   bool chat_template_without_special = false;
 
@@ -34,12 +35,13 @@ struct TokenWindows {
 };
 
 struct TextSampling {
-  std::vector<std::filesystem::path> files;
+  std::vector<std::filesystem::path> files;  ///< `-` is standard input
   std::int64_t samples = 16;
   std::int64_t seqlen = 2048;
   BosPlace bos = BosPlace::automatic;
   bool parse_special = true;
-  std::int64_t seed = 0;  ///< other than 0 shifts where each text's windows start
+  std::string text_field = kDefaultTextField;  ///< the member of JSON documents that holds the text
+  std::int64_t seed = 0;                       ///< other than 0 shifts where each text's windows start
 };
 
 /// Cuts each text into windows that do not overlap and takes an equal share of `samples` from each (the first

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "calib/text/text_reader.h"
+#include "calib/text/text_source.h"
 
 namespace kvcal::calib {
 namespace {
@@ -52,7 +53,7 @@ std::int64_t taken_windows(const ValidationText& text, std::int64_t index, std::
                            std::int64_t count) {
   const std::filesystem::path& file = text.files[static_cast<std::size_t>(index)];
   if (count == 0) {
-    throw base::InvalidInput(base::concat(file.string(), ": too short: it gave ", tokens,
+    throw base::InvalidInput(base::concat(source_name(file), ": too short: it gave ", tokens,
                                           " tokens, not one whole window of ", text.seqlen,
                                           "; give more text, or lower --seqlen"));
   }
@@ -60,8 +61,8 @@ std::int64_t taken_windows(const ValidationText& text, std::int64_t index, std::
   if (count >= share) return share;
   if (text.windows && !text.all_windows) {
     const auto files = static_cast<std::int64_t>(text.files.size());
-    throw base::InvalidInput(base::concat(file.string(), ": too short: it gave ", tokens, " tokens, ", count,
-                                          " windows of ", text.seqlen, ", and ", share,
+    throw base::InvalidInput(base::concat(source_name(file), ": too short: it gave ", tokens, " tokens, ",
+                                          count, " windows of ", text.seqlen, ", and ", share,
                                           " are needed; give more text, or ask for fewer with --windows ",
                                           count * files, " or --windows all"));
   }
@@ -89,10 +90,11 @@ ScoredWindows validation_windows(const ValidationText& text, const formats::Toke
   const BosPlace bos = protocol_bos(text, tokenizer);
   windows.bos = base::choice_name(bos, kBosPlaces);
   const std::int32_t bos_id = tokenizer.bos_id().value_or(-1);
+  const TextReading reading{text.text_field, text.parse_special};
   bool special = false;
   for (std::size_t i = 0; i < text.files.size(); ++i) {
     progress.check_interrupted();
-    const Text read = read_text(text.files[i], text.parse_special, tokenizer, windows.warnings);
+    const Text read = read_text(text.files[i], reading, tokenizer, progress, windows.warnings);
     special = special || holds_special(read.ids, tokenizer);
     const auto cut = protocol_windows(read.ids, text, bos, bos_id);
     const std::int64_t taken =

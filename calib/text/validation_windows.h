@@ -14,10 +14,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/progress.h"
 #include "calib/text/bos_place.h"
+#include "calib/text/json_documents.h"
 #include "calib/text/protocol.h"
 #include "calib/text/text_sampler.h"
 #include "formats/tokenizer/tokenizer.h"
@@ -28,7 +30,7 @@ namespace kvcal::calib {
 inline constexpr std::int64_t kDefaultWindows = 16;
 
 struct ValidationText {
-  std::vector<std::filesystem::path> files;
+  std::vector<std::filesystem::path> files;  ///< `-` is standard input
   /// How many windows, exactly; nullopt: as many as there are, up to most_windows. Each text gives an equal
   /// share (the first ones take one more where it does not divide).
   std::optional<std::int64_t> windows;
@@ -38,6 +40,7 @@ struct ValidationText {
   Protocol protocol = Protocol::kvcal;
   BosPlace bos = BosPlace::automatic;  ///< automatic: the protocol's
   bool parse_special = true;
+  std::string text_field = kDefaultTextField;  ///< the member of JSON documents that holds the text
 };
 
 /// Windows, and what of each is scored: the logits at positions first_scored to length - 2 of a window, where
