@@ -53,8 +53,9 @@ void OutputFile::check(const std::vector<std::filesystem::path>& inputs) const {
     throw SystemError(concat(option_, " ", file_, " is a folder; name a file in it"));
   }
   if (is_device(file_)) return;
+  const std::filesystem::path target = base::behind_links(path);
   const std::filesystem::path folder =
-      path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+      target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
   if (::access(folder.c_str(), W_OK | X_OK) != 0) {
     throw SystemError(concat(option_, " ", file_, ": cannot write into the folder ", folder.string(), ": ",
                              base::errno_text(errno), "; name another file"));
@@ -68,7 +69,7 @@ void OutputFile::write(std::string_view text) const {
     std::ofstream device(file_);
     if (!(device << text << std::flush)) base::throw_system_error("write", file_, errno);
   } else {
-    base::write_file_atomically(std::filesystem::path(file_), text);
+    base::write_file_atomically(base::behind_links(file_), text);
   }
 }
 

@@ -81,7 +81,8 @@ bool finished_before(const CalibrationJob& job, formats::Codebook& codebook) {
 
 // Whether a file can be made beside `out`: tried, unless nothing may be written.
 void check_writable(const fs::path& out, bool dry_run) {
-  const fs::path folder = out.parent_path().empty() ? fs::path(".") : out.parent_path();
+  const fs::path target = base::behind_links(out);
+  const fs::path folder = target.parent_path().empty() ? fs::path(".") : target.parent_path();
   if (!fs::is_directory(folder)) {
     throw base::SystemError(base::concat("cannot write ", out.string(), ": the folder ", folder.string(),
                                          " does not exist; make it first"));
@@ -90,9 +91,9 @@ void check_writable(const fs::path& out, bool dry_run) {
     if (::access(folder.c_str(), W_OK | X_OK) != 0) base::throw_system_error("write into", folder, errno);
     return;
   }
-  base::remove_unfinished(folder, out.filename().string());
+  base::remove_unfinished(folder, target.filename().string());
   try {
-    const base::NewFile probe(out);
+    const base::NewFile probe(target);
   } catch (const base::SystemError& error) {
     throw base::SystemError(
         base::concat(error.what(), "; name a file in a folder that can be written to with --out"));
@@ -120,9 +121,25 @@ void check_places(const CalibrationJob& job) {
   }
 }
 
+// Not over what another run has made under that name meanwhile.
+void write_result(const CalibrationJob& job, const formats::Codebook& codebook) {
+  formats::Codebook there;
+  try {
+    if (finished_before(job, there)) return;
+  } catch (const base::SystemError& error) {
+    throw base::SystemError(base::concat(error.what(), "; with --work ", job.options.work.string(),
+                                         " it only has to be written"));
+  }
+  formats::write_codebook(base::behind_links(job.options.out), codebook);
+}
+
 // A run that was killed after it wrote its result left its work folder.
 void remove_leftover(const CalibrationJob& job) {
-  if (job.options.dry_run || !fs::is_directory(job.options.work)) return;
+  if (job.options.dry_run) return;
+  const fs::path target = base::behind_links(job.options.out);
+  base::remove_unfinished(target.parent_path().empty() ? fs::path(".") : target.parent_path(),
+                          target.filename().string());
+  if (!fs::is_directory(job.options.work)) return;
   try {
     WorkFolder(job.options.work, job.identity_json).finish();
   } catch (const std::exception&) {
@@ -257,7 +274,7 @@ CalibrationReport run_calibration(const CalibrationOptions& options, base::Progr
   std::vector<SampleAdvice> advice = size_advice(job);
   for (SampleAdvice& part : advise_by_halves(codebook)) advice.push_back(std::move(part));
   warn(report, progress, sample_warning(advice));
-  formats::write_codebook(job.options.out, codebook);
+  write_result(job, codebook);
   report.codebook = formats::read_codebook(job.options.out);
   folder.finish();
   report.seconds = seconds_since(start);
