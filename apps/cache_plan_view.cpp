@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <utility>
 #include <vector>
 
@@ -17,12 +16,6 @@ namespace {
 using base::concat;
 
 constexpr double kGibibyte = 1 << 30;
-
-std::string fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
-}
 
 // Digits enough to tell two methods apart: 0.0132, 1.32, 13.2, 132.
 std::string gibibytes(double bytes) {
@@ -55,10 +48,6 @@ std::optional<int> kv_heads(const calib::CacheShape& shape) {
 
 std::optional<int> head_dim(const calib::CacheShape& shape) {
   return shared_number(shape, [](const formats::CachedTensor& tensor) { return tensor.dim; });
-}
-
-std::string plural(std::int64_t count, const std::string& noun) {
-  return concat(format_count(count), " ", noun, count == 1 ? "" : "s");
 }
 
 // "32 layers, 8 kv heads of 128, 32 of them with a window of 4,096"

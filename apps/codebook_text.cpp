@@ -15,18 +15,8 @@ namespace {
 
 using base::concat;
 
-std::string plural(std::int64_t count, const std::string& noun) {
-  return concat(format_count(count), " ", noun, count == 1 ? "" : "s");
-}
-
 double fisher_sum(const formats::TensorCodebook& tensor) {
   return std::accumulate(tensor.fisher_channel.begin(), tensor.fisher_channel.end(), 0.0);
-}
-
-std::string fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
 }
 
 std::string percent(double share) {

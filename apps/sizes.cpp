@@ -119,6 +119,17 @@ std::vector<std::string> split_list(const std::vector<std::string>& values, std:
   return parts;
 }
 
+std::string plural(std::int64_t count, std::string_view noun) {
+  return concat(format_count(count), " ", noun, count == 1 ? "" : "s");
+}
+
+std::string fixed(double value, int digits) {
+  if (!std::isfinite(value)) return "-";
+  std::array<char, 400> buffer{};  // 1e308 has 309 digits
+  std::snprintf(buffer.data(), buffer.size(), "%.*f", digits, value);
+  return buffer.data();
+}
+
 std::string format_number(double value, int significant_digits) {
   std::array<char, 64> buffer{};
   std::snprintf(buffer.data(), buffer.size(), "%.*g", significant_digits, value);

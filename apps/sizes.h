@@ -42,6 +42,12 @@ namespace kvcal::apps {
 /// 1234567 as "1,234,567".
 [[nodiscard]] std::string format_count(std::int64_t count);
 
+/// "1 layer", "1,234 layers".
+[[nodiscard]] std::string plural(std::int64_t count, std::string_view noun);
+
+/// Like "%.3f" with so many digits behind the point; "-" for what is not finite.
+[[nodiscard]] std::string fixed(double value, int digits);
+
 /// Like "%.4g".
 [[nodiscard]] std::string format_number(double value, int significant_digits = 4);
 

@@ -1,7 +1,6 @@
 // The half of validation_view.h that people read: tables of at most kColumns columns.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <span>
 #include <vector>
 
@@ -16,13 +15,6 @@ namespace kvcal::apps {
 namespace {
 
 using base::concat;
-
-std::string fixed(double value, int digits) {
-  if (!std::isfinite(value)) return "-";
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
-}
 
 // A perplexity, or a difference of two. A large one is a method that destroys the model: its digits behind the
 // point say nothing and would make the table too wide.

@@ -74,14 +74,6 @@ bool is_white_space(char32_t code_point) {
   return in_ranges(white_space_ranges(), code_point);
 }
 
-std::span<const CodePointRange> word_extra_ranges() {
-  return word_extra();
-}
-
-bool is_word(char32_t code_point) {
-  return in_mask(code_point, kWordMask) || in_ranges(word_extra(), code_point);
-}
-
 bool is_rust_word(char32_t code_point) {
   // Rust leaves out the superscripts and fractions of Latin-1, and has the two joiners.
   if (code_point == 0x200C || code_point == 0x200D) return true;

@@ -75,9 +75,6 @@ struct RecentRange {
 
 [[nodiscard]] bool is_white_space(char32_t code_point);  ///< the property White_Space
 [[nodiscard]] std::span<const CodePointRange> white_space_ranges();
-[[nodiscard]] bool is_word(char32_t code_point);  ///< \w of Oniguruma
-/// Of \w, what is not of L, M, Nd, Nl or Pc.
-[[nodiscard]] std::span<const CodePointRange> word_extra_ranges();
 [[nodiscard]] bool is_rust_word(char32_t code_point);    ///< \w of the Rust crate regex
 [[nodiscard]] bool is_numeric(char32_t code_point);      ///< Rust's char::is_numeric
 [[nodiscard]] bool is_punctuation(char32_t code_point);  ///< what the pre-tokenizer Punctuation splits on
