@@ -39,19 +39,19 @@ function(kvcal_compile_options target)
   if(KVCAL_WERROR)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
   endif()
-  if(KVCAL_SANITIZE)
+  # Asserts of the standard library stop at what no sanitizer sees.
+  if(KVCAL_SANITIZE OR KVCAL_FUZZ)
     target_compile_options(${target} PRIVATE
       "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=undefined;-fno-omit-frame-pointer>")
+    target_compile_definitions(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:_GLIBCXX_ASSERTIONS>)
     target_link_options(${target} PUBLIC -fsanitize=address,undefined)
   endif()
-  # What is fuzzed tells the fuzzer which branches an input took; asserts of the standard library stop at what no sanitizer sees.
+  # What is fuzzed tells the fuzzer which branches an input took.
   if(KVCAL_FUZZ)
     if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
       message(FATAL_ERROR "KVCAL_FUZZ needs libFuzzer: configure with -DCMAKE_CXX_COMPILER=clang++")
     endif()
-    target_compile_options(${target} PRIVATE
-      "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link,address,undefined;-fno-sanitize-recover=undefined;-fno-omit-frame-pointer;-O1;-g1>")
-    target_compile_definitions(${target} PRIVATE _GLIBCXX_ASSERTIONS)
-    target_link_options(${target} PUBLIC -fsanitize=fuzzer-no-link,address,undefined)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
+    target_link_options(${target} PUBLIC -fsanitize=fuzzer-no-link)
   endif()
 endfunction()
