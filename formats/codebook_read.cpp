@@ -347,9 +347,7 @@ class Decoder {
 
 }  // namespace
 
-Codebook read_codebook(const std::filesystem::path& path) {
-  const std::string file = path.string();
-  const Hdf5Tree tree = read_hdf5_tree(path);
+Codebook codebook_of(const Hdf5Tree& tree, const std::string& file) {
   const Decoder decoder(file, tree);
   Codebook codebook = decoder.decode_header();
   decoder.decode_body(codebook);
@@ -361,6 +359,10 @@ Codebook read_codebook(const std::filesystem::path& path) {
                               " found): the file was changed or damaged after it was written"));
   }
   return codebook;
+}
+
+Codebook read_codebook(const std::filesystem::path& path) {
+  return codebook_of(read_hdf5_tree(path), path.string());
 }
 
 }  // namespace kvcal::formats

@@ -24,6 +24,10 @@ inline constexpr const char* kMagnitudes = "/magnitudes";
 /// What a file of the codebook holds: all groups, datasets and attributes, content_sha256 among them.
 [[nodiscard]] Hdf5Tree codebook_tree(const Codebook& codebook);
 
+/// The reverse of codebook_tree(). Throws InvalidInput as read_codebook() does, naming `file`, also where the content is not
+/// what content_sha256 says.
+[[nodiscard]] Codebook codebook_of(const Hdf5Tree& tree, const std::string& file);
+
 /// Sizes, order and values, and that texts are text. Throws InvalidInput naming `file`, the path in it and
 /// the rule. Expects layers, outlier sets and datatypes sorted.
 void validate_codebook(const Codebook& codebook, const std::string& file);

@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <filesystem>
 #include <iterator>
 #include <string>
 #include <vector>
 
 #include "formats/internal/codebook_rules.h"
 #include "formats/sample_codebook.h"
-#include "fuzz/codebook_again.h"
 #include "fuzz/target.h"
 
 namespace kvcal::fuzz {
@@ -70,6 +68,21 @@ void apply(Hdf5Tree& tree, std::size_t number, Edit edit, std::span<const std::b
   }
 }
 
+/// What holds of every codebook that the reader takes.
+void check_encoded_again(const formats::Codebook& codebook) {
+  formats::Codebook again;
+  try {
+    again = formats::codebook_of(formats::codebook_tree(codebook), "again");
+  } catch (const base::Error& error) {
+    throw base::Error(base::concat("a codebook that was read can't be written again: ", error.what()));
+  }
+  // What this version does not know is not written, and the version is its own.
+  again.schema_minor = codebook.schema_minor;
+  again.content_sha256 = codebook.content_sha256;
+  again.created_by = codebook.created_by;
+  if (again != codebook) throw base::Error("written and read again, the codebook is another");
+}
+
 }  // namespace
 
 void read_input(std::span<const std::byte> bytes) {
@@ -86,10 +99,8 @@ void read_input(std::span<const std::byte> bytes) {
     bytes = bytes.subspan(content.size());
   }
   tree.values["/@content_sha256"] = formats::hdf5_text(formats::content_sha256(tree));
-  InputFolder folder;
-  const std::filesystem::path edited = folder.file("edited.h5");
-  formats::write_hdf5_tree(edited, tree);
-  read_and_write_again(edited);
+  // Without libhdf5, which the target `codebook` runs through: that is where the time goes.
+  check_encoded_again(formats::codebook_of(tree, "edited"));
 }
 
 }  // namespace kvcal::fuzz
