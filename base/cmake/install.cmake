@@ -16,8 +16,11 @@ foreach(folder IN LISTS kvcal_public_folders)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcal/${folder}
           FILES_MATCHING PATTERN "*.h" PATTERN "cmake" EXCLUDE PATTERN "internal" EXCLUDE PATTERN "torch_*" EXCLUDE)
 endforeach()
+install(CODE "execute_process(COMMAND \"${CMAKE_COMMAND}\" \"-DFOLDER=\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_INCLUDEDIR}\"
+  -P \"${CMAKE_CURRENT_LIST_DIR}/prefix_includes.cmake\" COMMAND_ERROR_IS_FATAL ANY)")
 if(TARGET kvcal)
   install(TARGETS kvcal RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  include(${CMAKE_CURRENT_LIST_DIR}/install_torch.cmake)
 endif()
 
 install(EXPORT kvcal-targets NAMESPACE kvcal:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvcal)

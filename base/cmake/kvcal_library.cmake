@@ -21,7 +21,7 @@ function(kvcal_library name)
   endforeach()
   target_include_directories(${target} PUBLIC
     $<BUILD_INTERFACE:${view}>
-    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/kvcal>)
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_compile_features(${target} PUBLIC cxx_std_20)
   target_link_libraries(${target} PUBLIC ${ARG_USES} PRIVATE ${ARG_PRIVATE})
   kvcal_compile_options(${target})
@@ -40,18 +40,10 @@ function(kvcal_compile_options target)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
   endif()
   # Asserts of the standard library stop at what no sanitizer sees.
-  if(KVCAL_SANITIZE OR KVCAL_FUZZ)
+  if(KVCAL_SANITIZE)
     target_compile_options(${target} PRIVATE
       "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=undefined;-fno-omit-frame-pointer>")
     target_compile_definitions(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:_GLIBCXX_ASSERTIONS>)
     target_link_options(${target} PUBLIC -fsanitize=address,undefined)
-  endif()
-  # What is fuzzed tells the fuzzer which branches an input took.
-  if(KVCAL_FUZZ)
-    if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
-      message(FATAL_ERROR "KVCAL_FUZZ needs libFuzzer: configure with -DCMAKE_CXX_COMPILER=clang++")
-    endif()
-    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
-    target_link_options(${target} PUBLIC -fsanitize=fuzzer-no-link)
   endif()
 endfunction()

@@ -9,6 +9,15 @@ run(${CMAKE_COMMAND} -S ${CONSUMER} -B ${WORK}/build -G ${GENERATOR} -DCMAKE_CXX
 run(${CMAKE_COMMAND} --build ${WORK}/build)
 run(${WORK}/build/consumer ${WORK}/made.h5)
 
+# The installed program needs nothing of the folder that it was built in.
+if(EXISTS ${WORK}/prefix/bin/kvcal)
+  run(${WORK}/prefix/bin/kvcal --version)
+  execute_process(COMMAND ldd ${WORK}/prefix/bin/kvcal OUTPUT_VARIABLE libraries COMMAND_ERROR_IS_FATAL ANY)
+  if(libraries MATCHES "/[.]deps/|not found")
+    message(FATAL_ERROR "the installed program finds libraries where it was built:\n${libraries}")
+  endif()
+endif()
+
 # Who only reads codebooks links nothing of the tokenizers.
 execute_process(COMMAND ${CMAKE_COMMAND} --build ${WORK}/build --clean-first --verbose OUTPUT_VARIABLE commands
                 COMMAND_ERROR_IS_FATAL ANY)

@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "cuda/vector_codec.h"
-#include "formats/codebook.h"
-#include "kmeans/weighted_kmeans.h"
+#include <kvcal/cuda/vector_codec.h>
+#include <kvcal/formats/codebook.h>
+#include <kvcal/kmeans/weighted_kmeans.h>
 
 namespace {
 
