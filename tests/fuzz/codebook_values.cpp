@@ -86,7 +86,7 @@ void check_encoded_again(const formats::Codebook& codebook) {
 }  // namespace
 
 void read_input(std::span<const std::byte> bytes) {
-  static const Hdf5Tree sample = formats::codebook_tree(formats::testing::sample_codebook());
+  static const Hdf5Tree sample = formats::codebook_tree(formats::testing::sample_codebook({0}));
   Hdf5Tree tree = sample;
   constexpr std::size_t kHead = 4;
   while (bytes.size() >= kHead && !tree.values.empty()) {

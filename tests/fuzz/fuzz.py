@@ -24,7 +24,7 @@ MOST_BYTES = {"config": 8192, "index": 8192, "text": 16384, "tokenizer": 32768, 
 class Run:
     """One fuzzer, until it has made `runs` runs or `seconds` are over."""
 
-    def __init__(self, build, target, runs, seconds):
+    def __init__(self, build, target, runs, seconds, timeout):
         self.target = target
         place = build / "fuzz"
         found = place / "found" / target
@@ -33,7 +33,7 @@ class Run:
         self.findings.mkdir(exist_ok=True)
         self.log = place / f"{target}.log"
         dictionary = TESTS / "dictionaries" / f"{target}.dict"
-        self.command = [build / "bin" / f"fuzz_{target}", f"-runs={runs}", f"-max_total_time={seconds}", f"-timeout={MOST_SECONDS}",
+        self.command = [build / "bin" / f"fuzz_{target}", f"-runs={runs}", f"-max_total_time={seconds}", f"-timeout={timeout}",
                         f"-rss_limit_mb={MOST_MEBIBYTES}", "-print_final_stats=1", f"-artifact_prefix={self.findings}/{target}-",
                         *([f"-max_len={MOST_BYTES[target]}"] if target in MOST_BYTES else []),
                         *([f"-dict={dictionary}"] if dictionary.exists() else []),
@@ -65,6 +65,8 @@ def main():
     parser.add_argument("--runs", type=int, default=-1, help="of each target; without a limit unless given")
     parser.add_argument("--seconds", type=int, default=0, help="for each target; without a limit unless given")
     parser.add_argument("--jobs", type=int, default=1, help="fuzzers side by side")
+    parser.add_argument("--timeout", type=int, default=MOST_SECONDS, metavar="SECONDS",
+                        help="that an input may take, by the clock; more on a busy machine: replay_TARGET then tells its CPU time")
     arguments = parser.parse_args()
     build = arguments.build.resolve()
     targets = arguments.targets or sorted(path.name.removeprefix("fuzz_") for path in (build / "bin").glob("fuzz_*"))
@@ -74,7 +76,7 @@ def main():
         sys.exit("fuzz.py: without --runs or --seconds it would never end")
     write_seeds(build)
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        done = list(pool.map(lambda target: Run(build, target, arguments.runs, arguments.seconds).go(), targets))
+        done = list(pool.map(lambda target: Run(build, target, arguments.runs, arguments.seconds, arguments.timeout).go(), targets))
     print("| target | runs | runs/s | edges | peak MiB | findings |\n|---|---|---|---|---|---|")
     for run in done:
         print("| " + " | ".join(run.row) + " |")
