@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "apps/codebook_view.h"
@@ -11,7 +12,7 @@
 #include "apps/json_output.h"
 #include "apps/page/page.h"
 #include "apps/page/page_data.h"
-#include "apps/progress_bar.h"
+#include "apps/progress.h"
 #include "apps/signals.h"
 #include "apps/sizes.h"
 #include "base/error.h"
@@ -29,6 +30,7 @@ constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 struct CalibrateArguments {
   calib::CalibrationOptions options;
   Verbosity verbosity = Verbosity::kNormal;
+  ProgressForm progress = ProgressForm::kText;
   JsonOutput json;
   OutputFile html;
 };
@@ -175,6 +177,7 @@ void add_machine(CommandLine& line, CalibrateArguments& arguments) {
   line.add_json(arguments.json);
   line.add_html(arguments.html);
   line.add_verbosity(arguments.verbosity);
+  line.add_progress(arguments.progress);
 }
 
 // A report must not replace the codebook, nor lie where the run removes its files.
@@ -204,18 +207,19 @@ void check_arguments(const CalibrateArguments& arguments) {
 // output.
 class PlanPrinter : public calib::PlanListener {
  public:
-  explicit PlanPrinter(bool to_stdout) : to_stdout_(to_stdout) {}
+  PlanPrinter(ShownProgress& progress, bool to_stdout) : progress_(progress), to_stdout_(to_stdout) {}
   void on_plan(const calib::CalibrationPlan& plan) override {
     std::string text = plan_text(plan);
     if (to_stdout_) {
       print(text);
     } else {
       text.pop_back();
-      log_info(text);
+      progress_.info(text);
     }
   }
 
  private:
+  ShownProgress& progress_;
   bool to_stdout_;
 };
 
@@ -298,11 +302,11 @@ int run_calibrate(const std::vector<std::string>& arguments) {
   start_log(parsed.verbosity);
   handle_signals(OnSignal::kAsk);
   const calib::CalibrationOptions& options = parsed.options;
-  ProgressBar progress(parsed.verbosity);
-  PlanPrinter plan(options.dry_run && !parsed.json.to_stdout());
+  const std::unique_ptr<ShownProgress> progress = make_progress(parsed.progress, parsed.verbosity);
+  PlanPrinter plan(*progress, options.dry_run && !parsed.json.to_stdout());
   try {
-    const calib::CalibrationReport report = calib::calibrate(options, progress, &plan);
-    progress.clear();
+    const calib::CalibrationReport report = calib::calibrate(options, *progress, &plan);
+    progress->clear();
     const Json json = report_json(report, options);
     parsed.json.write(json);
     if (parsed.html.wanted() && !options.dry_run)
@@ -314,7 +318,7 @@ int run_calibrate(const std::vector<std::string>& arguments) {
       print(
           concat(options.out.string(), " is the finished result of this very run; there is nothing to do\n"));
   } catch (const base::Interrupted& error) {
-    progress.clear();
+    progress->clear();
     log_error(concat("kvcal: interrupted by ", signal_name(error.signal()),
                      "; the same command goes on from ", options.work_folder().string()));
     return 128 + error.signal();

@@ -179,6 +179,11 @@ void CommandLine::add_verbosity(Verbosity& verbosity) {
       ->excludes(quiet);
 }
 
+void CommandLine::add_progress(ProgressForm& form) {
+  add_choice(app_, "--progress", form, kProgressForms,
+             "On standard error: text, for people (the default), or json, an object a line, for programs");
+}
+
 void CommandLine::add_threads(int& threads) {
   app_.add_option_function<std::string>(
           "--threads",

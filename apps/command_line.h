@@ -10,6 +10,7 @@
 
 #include "apps/json_output.h"
 #include "apps/log.h"
+#include "apps/progress.h"
 #include "base/choices.h"
 
 namespace kvcal::apps {
@@ -26,6 +27,7 @@ class CommandLine {
   void add_json(JsonOutput& output);
   void add_html(OutputFile& output);
   void add_verbosity(Verbosity& verbosity);
+  void add_progress(ProgressForm& form);
   void add_threads(int& threads);
 
   /// Options whose value is converted by apps/sizes.h; `text` says what they do and their default.

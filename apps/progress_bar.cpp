@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <initializer_list>
 
-#include "apps/signals.h"
 #include "apps/sizes.h"
 #include "apps/terminal.h"
 #include "base/error.h"
@@ -179,10 +178,6 @@ void ProgressBar::info(std::string_view text) {
   erase_bar();
   log_info(std::string(text));
   draw(true);
-}
-
-void ProgressBar::check_interrupted() {
-  if (const int signal = pending_signal(); signal != 0) throw base::Interrupted(signal);
 }
 
 void ProgressBar::clear() {

@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "apps/log.h"
-#include "base/progress.h"
+#include "apps/progress.h"
 
 namespace kvcal::apps {
 
@@ -42,7 +42,7 @@ struct StageState {
 
 /// Draws on standard error. On a terminal the bar is redrawn in place, ten times a second at most; elsewhere
 /// a line comes every five seconds at most. Safe to call from several threads.
-class ProgressBar : public base::Progress {
+class ProgressBar : public ShownProgress {
  public:
   explicit ProgressBar(Verbosity verbosity);
   ~ProgressBar() override;
@@ -54,10 +54,7 @@ class ProgressBar : public base::Progress {
   void end_stage() override;
   void warning(std::string_view text) override;
   void info(std::string_view text) override;
-  void check_interrupted() override;
-
-  /// Takes the bar off the screen, for a message of somebody else.
-  void clear();
+  void clear() override;
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "apps/command_line.h"
@@ -9,7 +10,7 @@
 #include "apps/json_output.h"
 #include "apps/page/page.h"
 #include "apps/page/page_data.h"
-#include "apps/progress_bar.h"
+#include "apps/progress.h"
 #include "apps/signals.h"
 #include "apps/sizes.h"
 #include "apps/validation_view.h"
@@ -30,6 +31,7 @@ struct ValidateArguments {
   calib::ValidationOptions options;
   ValidationLimits limits;
   Verbosity verbosity = Verbosity::kNormal;
+  ProgressForm progress = ProgressForm::kText;
   JsonOutput json;
   OutputFile html;
 };
@@ -187,6 +189,7 @@ void add_machine(CommandLine& line, ValidateArguments& arguments) {
   line.add_json(arguments.json);
   line.add_html(arguments.html);
   line.add_verbosity(arguments.verbosity);
+  line.add_progress(arguments.progress);
 }
 
 void check_arguments(const ValidateArguments& arguments) {
@@ -204,11 +207,15 @@ void check_arguments(const ValidateArguments& arguments) {
 
 class PlanPrinter final : public calib::ValidationListener {
  public:
+  explicit PlanPrinter(ShownProgress& progress) : progress_(progress) {}
   void on_plan(const calib::ValidationPlan& plan) override {
     std::string text = plan_text(plan);
     text.pop_back();
-    log_info(text);
+    progress_.info(text);
   }
+
+ private:
+  ShownProgress& progress_;
 };
 
 PageData page_data(const ValidateArguments& arguments, const Json& report) {
@@ -258,18 +265,18 @@ int run_validate(const Strings& arguments) {
 
   start_log(parsed.verbosity);
   handle_signals(OnSignal::kAsk);
-  ProgressBar progress(parsed.verbosity);
-  PlanPrinter plan;
+  const std::unique_ptr<ShownProgress> progress = make_progress(parsed.progress, parsed.verbosity);
+  PlanPrinter plan(*progress);
   try {
-    const calib::ValidationReport report = calib::validate(parsed.options, progress, &plan);
-    progress.clear();
+    const calib::ValidationReport report = calib::validate(parsed.options, *progress, &plan);
+    progress->clear();
     const Json json = report_json(report, parsed.limits);
     parsed.json.write(json);
     if (parsed.html.wanted()) parsed.html.write(page_html(page_data(parsed, json)));
     if (!parsed.json.to_stdout()) print(report_text(report, parsed.limits) + page_line(parsed.html));
     return limits_met(parsed, report) ? kDone : kLimitNotMet;
   } catch (const base::Interrupted& error) {
-    progress.clear();
+    progress->clear();
     log_error(concat("kvcal: interrupted by ", signal_name(error.signal()), "; nothing was written"));
     return 128 + error.signal();
   }
