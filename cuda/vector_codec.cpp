@@ -158,6 +158,14 @@ KeyNormaliser::KeyNormaliser(std::span<const float> lower, std::span<const float
   }
 }
 
+KeyNormaliser::KeyNormaliser(std::span<const Affine> affines)
+    : affines_(affines.begin(), affines.end()), keeps_outliers_(false) {
+  for (std::size_t c = 0; c < affines.size(); ++c) {
+    if (!is_finite_half(affines[c].scale) || !is_finite_half(affines[c].zero))
+      throw base::InvalidInput(base::concat("channel ", c, ": its scale or zero is not finite"));
+  }
+}
+
 std::size_t EncodedVector::bytes() const {
   const std::size_t index_bytes = channels <= UINT16_MAX ? 2 : 4;
   const std::size_t outlier_bytes = keeps_outliers ? index_bytes + outliers.size() * (index_bytes + 2) : 0;

@@ -38,6 +38,8 @@ class KeyNormaliser {
  public:
   /// lower, upper: [channels], lower <= upper. outlier_fraction = 0: nothing is an outlier.
   KeyNormaliser(std::span<const float> lower, std::span<const float> upper, double outlier_fraction);
+  /// Of scales and zeros as they are stored, [channels], finite; nothing is an outlier, and lower() and upper() are empty.
+  explicit KeyNormaliser(std::span<const Affine> affines);
 
   [[nodiscard]] std::size_t channels() const { return affines_.size(); }
   /// As the serving system stores it, once for a layer.
