@@ -14,9 +14,6 @@ namespace kvcal::formats {
 /// HDF5's address of what is not stored.
 inline constexpr std::uint64_t kNoAddress = ~std::uint64_t{0};
 
-/// HDF5's checksum of its structures: Bob Jenkins's lookup3 (public domain), hashlittle with 0.
-[[nodiscard]] std::uint32_t hdf5_checksum(std::span<const std::byte> bytes);
-
 class GuardImage {
  public:
   GuardImage(std::span<const std::byte> bytes, std::string file) : bytes_(bytes), file_(std::move(file)) {}

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "formats/codebook.h"
-#include "formats/internal/hdf5_guard_image.h"
+#include "formats/internal/hdf5_checksum.h"
 #include "formats/internal/hdf5_tree.h"
 #include "formats_testing.h"
 #include "sample_codebook.h"

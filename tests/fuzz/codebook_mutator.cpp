@@ -5,7 +5,7 @@
 #include <span>
 #include <string_view>
 
-#include "formats/internal/hdf5_guard_image.h"
+#include "formats/internal/hdf5_checksum.h"
 
 extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t most);
 
