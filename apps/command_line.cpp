@@ -207,7 +207,31 @@ CLI::Option* CommandLine::add_count(const std::string& names, std::int64_t& targ
       ->type_name("N");
 }
 
+Json CommandLine::described() const {
+  Json options = Json::array();
+  for (const CLI::Option* option : app_.get_options()) {
+    Json names = Json::array();
+    for (const std::string& name : option->get_snames()) names.push_back("-" + name);
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    if (option->get_positional()) names.push_back(option->get_name(true));
+    const std::string value = option->get_type_size() == 0 ? "" : option->get_type_name();
+    options.push_back({{"names", std::move(names)},
+                       {"positional", option->get_positional()},
+                       {"value", value == " " ? "" : value},
+                       {"group", option->get_group()},
+                       {"text", option->get_description()}});
+  }
+  return {{"name", app_.get_name()},
+          {"text", app_.get_description()},
+          {"options", std::move(options)},
+          {"example", app_.get_footer()}};
+}
+
 bool CommandLine::parse(std::vector<std::string> arguments) {
+  if (arguments == std::vector<std::string>{kHelpJson}) {
+    print(text_of(described()));
+    return false;
+  }
   std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
   try {
     app_.parse(arguments);

@@ -15,6 +15,9 @@
 
 namespace kvcal::apps {
 
+/// Alone on the command line, of the program or of a subcommand: its description for programs (manual pages, completion).
+inline constexpr const char* kHelpJson = "--help-json";
+
 /// The command line of `kvcal NAME`. Fill app() with options, then parse().
 class CommandLine {
  public:
@@ -33,6 +36,9 @@ class CommandLine {
   /// Options whose value is converted by apps/sizes.h; `text` says what they do and their default.
   CLI::Option* add_count(const std::string& names, std::int64_t& target, std::int64_t least,
                          std::int64_t most, const std::string& text);
+
+  /// {"name", "text", "options": [{"names", "positional", "value", "group", "text"}], "example"}
+  [[nodiscard]] Json described() const;
 
   /// Reads `arguments` (those after the subcommand's name) and the file of --config. False where help was
   /// asked for and printed. Throws base::WrongUsage with the nearest option for one that is not known.

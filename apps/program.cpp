@@ -5,6 +5,7 @@
 #include <exception>
 #include <new>
 
+#include "apps/command_line.h"
 #include "apps/commands.h"
 #include "apps/json_output.h"
 #include "apps/log.h"
@@ -70,6 +71,13 @@ int dispatch(const std::vector<std::string>& arguments) {
   const std::string& first = arguments.front();
   if (first == "--version" || first == "-V") {
     print(base::concat("kvcal ", calib::version(), "\n"));
+    return kDone;
+  }
+  if (first == kHelpJson) {
+    Json list = Json::array();
+    for (const Command& command : commands())
+      list.push_back({{"name", command.name}, {"summary", command.summary}});
+    print(text_of({{"version", calib::version()}, {"commands", std::move(list)}}));
     return kDone;
   }
   if (first == "--help" || first == "-h" || first == "help") {

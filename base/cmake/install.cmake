@@ -20,6 +20,10 @@ install(CODE "execute_process(COMMAND \"${CMAKE_COMMAND}\" \"-DFOLDER=\$ENV{DEST
   -P \"${CMAKE_CURRENT_LIST_DIR}/prefix_includes.cmake\" COMMAND_ERROR_IS_FATAL ANY)")
 if(TARGET kvcal)
   install(TARGETS kvcal RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(FILES ${PROJECT_BINARY_DIR}/manual/kvcal.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+  install(FILES ${PROJECT_BINARY_DIR}/manual/kvcal.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME kvcal)
+  install(FILES ${PROJECT_BINARY_DIR}/manual/_kvcal DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+  install(FILES ${PROJECT_BINARY_DIR}/manual/kvcal.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
   include(${CMAKE_CURRENT_LIST_DIR}/install_torch.cmake)
 endif()
 
