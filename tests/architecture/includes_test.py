@@ -28,6 +28,7 @@ ARROWS = {
     "calib/fit": ["calib/engine", "calib/model", "kmeans", "cuda", "cuda/kernels", "formats", "base"],
     "calib/validate": ["calib/engine", "calib/plan", "calib/text", "calib/model", "cuda", "cuda/kernels", "fisher", "formats", "base"],
     "calib": ["calib/validate", "calib/fit", "calib/engine", "calib/plan", "calib/text", "calib/model", "kmeans", "cuda", "cuda/kernels", "fisher", "formats", "base"],
+    "apps/python": ["cuda", "kmeans", "formats", "base"],
     "apps": ["calib", "calib/validate", "calib/plan", "calib/text", "kmeans", "formats", "base"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)

@@ -1,0 +1,117 @@
+"""docs/examples/smollm2_cache.py: that it runs, and that what it finds of SmolLM2-135M is what `kvcal validate --generate` says.
+
+KVCAL_SMOLLM2 names a folder with model/ (tests/models/smollm2.py makes it) and, of `kvcal calibrate` and `kvcal export`,
+codebook.h5 and codebook.safetensors.
+"""
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+np = pytest.importorskip("numpy")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from kvcal import KvcalCache  # noqa: E402
+
+SOURCE = pathlib.Path(os.environ.get("KVCAL_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
+KVCAL = pathlib.Path(os.environ.get("KVCAL_BUILD", "build/release")) / "bin" / "kvcal"
+EXAMPLE = SOURCE / "docs" / "examples" / "smollm2_cache.py"
+MODEL, DEMO = SOURCE / "data" / "model", SOURCE / "data" / "demo"
+NEW_TOKENS, METHOD = 200, "nuq4-1%"
+
+torch.set_num_threads(2)
+transformers.logging.set_verbosity_error()
+if not KVCAL.exists():
+    pytest.skip(f"no program at {KVCAL}: build it and set KVCAL_BUILD", allow_module_level=True)
+
+
+def kvcal(*arguments):
+    return subprocess.run([KVCAL, *map(str, arguments)], check=True, capture_output=True, text=True, timeout=900).stdout
+
+
+def load_example():
+    specification = importlib.util.spec_from_file_location("smollm2_cache", EXAMPLE)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder as KVCAL_SMOLLM2 names one, of the bundled model."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "model").symlink_to(MODEL)
+    kvcal("calibrate", "-m", MODEL, "-f", DEMO / "calibrate.txt", "--samples", 4, "--seqlen", 256, "--dtype", "float32",
+          "--threads", 2, "-o", folder / "codebook.h5")
+    kvcal("export", folder / "codebook.h5", "--format", "safetensors", "--out", folder / "codebook.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    if "KVCAL_SMOLLM2" not in os.environ:
+        pytest.skip("KVCAL_SMOLLM2 names no folder with SmolLM2-135M and its codebook")
+    folder = pathlib.Path(os.environ["KVCAL_SMOLLM2"])
+    for name in ("model", "codebook.h5", "codebook.safetensors"):
+        if not (folder / name).exists():
+            pytest.skip(f"KVCAL_SMOLLM2: no {folder / name}")
+    return folder
+
+
+def predicted(folder, prompt, new_tokens, report):
+    """On how many of the tokens both choose the same, by `kvcal validate`. What follows the prompt in the window is not read."""
+    tokens = report.with_suffix(".npy")
+    np.save(tokens, np.pad(prompt, ((0, 0), (0, new_tokens))).astype(np.int32))
+    kvcal("validate", "-m", folder / "model", "-c", folder / "codebook.h5", "--tokens", tokens, "--dtype", "float32",
+          "--generate", new_tokens, "--methods", METHOD, "--threads", 2, "--json", report)
+    method = json.loads(report.read_text())["methods"][1]
+    assert method["name"] == METHOD and len(method["generate"]["by_position"]["top1_agreement"]) == new_tokens
+    return round(method["generate"]["top1_agreement"] * new_tokens)
+
+
+def check_against_validate(folder, new_tokens, tmp_path):
+    example = load_example()
+    model, tokenizer = example.load(folder / "model")
+    inputs = tokenizer(example.PROMPT, return_tensors="pt", return_token_type_ids=False)
+    plain, (result,) = example.compare(model, inputs, folder / "codebook.safetensors", new_tokens, [METHOD])
+    assert len(plain) == len(result["tokens"]) == new_tokens
+    assert result["agree"] >= predicted(folder, inputs["input_ids"].numpy(), new_tokens, tmp_path / "report.json")
+    assert result["same_start"] == new_tokens or result["tokens"][result["same_start"]] != plain[result["same_start"]]
+
+    with KvcalCache.from_file(folder / "codebook.safetensors", model, method=METHOD) as cache:
+        tokens = example.continue_greedily(model, inputs, cache, new_tokens)
+        assert tokens.equal(result["tokens"])
+        storages = [tensor.untyped_storage() for layer in cache.layers for tensor in layer.tensors()]
+        assert len({storage.data_ptr() for storage in storages}) == len(storages)
+        assert cache.nbytes == result["nbytes"] == sum(storage.nbytes() for storage in storages)
+        held = inputs["input_ids"].shape[1] + new_tokens - 1
+        config = model.config
+        assert cache.fp16_nbytes == held * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2
+
+
+def test_it_prints_a_table_and_each_text(small):
+    command = [sys.executable, EXAMPLE, "--model", MODEL, "--codebook", small / "codebook.safetensors", "--new-tokens", "12"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines() if line.startswith("|")]
+    assert rows[0] == ["cache", "bytes held", "bits/value", "of fp16", "same text for", "same choice"]
+    assert [row[0] for row in rows[2:]] == ["fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"]
+    sizes = [int(row[1].replace(",", "")) for row in rows[2:]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[1] < 0.4 * sizes[0]
+    assert all(row[5].endswith(" of 12") for row in rows[3:])
+    for name in ("float", "nuq4-1%", "nuq3-1%", "nuq2-1%"):
+        assert f"\n{name}:" in run.stdout
+
+
+def test_it_agrees_with_validate(small, tmp_path):
+    check_against_validate(small, 24, tmp_path)
+
+
+def test_smollm2_agrees_with_validate(smollm2, tmp_path):
+    check_against_validate(smollm2, NEW_TOKENS, tmp_path)
