@@ -38,6 +38,8 @@ class KvcalCache(Cache):
     with what is stored. Beside that the cache holds one int32 position for each token and sequence (`position_bytes`).
     One forward at a time; a batch may be padded on the left, with its attention_mask."""
 
+    layers: list[KvcalLayer]  # type: ignore[assignment]
+
     def __init__(self, codebook: Codebook, model: PreTrainedModel, method: Method) -> None:
         parts = find_parts(model)
         check_match(codebook, model, parts)
