@@ -79,7 +79,7 @@ install_packages() {
   local wanted=(g++ cmake ninja-build ccache git ca-certificates python3 python3-venv libcli11-dev libspdlog-dev
                 libhdf5-dev libeigen3-dev nlohmann-json3-dev libonig-dev libutf8proc-dev libsentencepiece-dev
                 pkgconf libgtest-dev libbenchmark-dev zlib1g-dev)
-  ((!with_tests)) || wanted+=(clang clang-format libomp-dev libclang-rt-dev hdf5-tools binutils chromium
+  ((!with_tests)) || wanted+=(clang clang-format libomp-dev libclang-rt-dev hdf5-tools binutils python3-dev chromium
                                chromium-driver)
   command -v dpkg-query >/dev/null || fail "this is not Debian or a relative of it. Install the equivalents of: ${wanted[*]}"
   local package
@@ -143,7 +143,7 @@ install_python_packages() {
   if uses_own_torch; then
     # Nothing of torch: what needs Python's torch is skipped by the tests, which say so.
     local reduced=$deps/requirements-without-torch.txt
-    grep -v -E '^torch==' "$requirements" >"$reduced"
+    grep -v -E '^(torch|accelerate|compressed-tensors|lm-eval)==' "$requirements" >"$reduced"
     pip_install -r "$reduced"
   else
     pip_install -r "$requirements"
