@@ -1,24 +1,18 @@
 // fuzz/codebook_again.h: what holds of every codebook that the reader takes.
 #pragma once
 
-#include <filesystem>
-
 #include "base/error.h"
 #include "formats/codebook.h"
-#include "fuzz/input_file.h"
 
 namespace kvcal::fuzz {
 
-/// Reads it, writes what was read, and reads that. Throws what the reader throws, and base::Error where the writer refuses what
-/// the reader took, or the two codebooks differ.
-inline void read_and_write_again(const std::filesystem::path& file) {
-  const formats::Codebook codebook = formats::read_codebook(file);
-  InputFolder folder;
-  const std::filesystem::path copy = folder.file("again.h5");
+/// write_and_read(codebook) gives the codebook again. Throws base::Error, which is no refusal, where it refuses what the reader took, or
+/// gives another.
+template <typename WriteAndRead>
+void check_again(const formats::Codebook& codebook, const WriteAndRead& write_and_read) {
   formats::Codebook again;
   try {
-    formats::write_codebook(copy, codebook);
-    again = formats::read_codebook(copy);
+    again = write_and_read(codebook);
   } catch (const base::Error& error) {
     throw base::Error(base::concat("a codebook that was read can't be written again: ", error.what()));
   }
