@@ -100,4 +100,17 @@ inline Codebook sample_codebook(std::vector<int> layers = {0, 2}) {
   return codebook;
 }
 
+/// One layer, and one fraction and datatype in each place: all kinds of parts, as small as may be, for the fuzzers.
+inline Codebook small_codebook() {
+  Codebook codebook = sample_codebook({0});
+  for (TensorCodebook& tensor : codebook.layers.front().tensors) {
+    for (auto* const sets : {&tensor.outliers, &tensor.with_sinks, &tensor.rotated}) {
+      if (sets->size() > 1) sets->erase(sets->begin());
+      for (OutlierSet& set : *sets)
+        if (set.datatypes.size() > 1) set.datatypes.pop_back();
+    }
+  }
+  return codebook;
+}
+
 }  // namespace kvcal::formats::testing

@@ -72,7 +72,7 @@ void apply(Hdf5Tree& tree, std::size_t number, Edit edit, std::span<const std::b
 }  // namespace
 
 void read_input(std::span<const std::byte> bytes) {
-  static const Hdf5Tree sample = formats::codebook_tree(formats::testing::sample_codebook({0}));
+  static const Hdf5Tree sample = formats::codebook_tree(formats::testing::small_codebook());
   Hdf5Tree tree = sample;
   constexpr std::size_t kHead = 4;
   while (bytes.size() >= kHead && !tree.values.empty()) {

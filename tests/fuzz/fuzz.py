@@ -16,7 +16,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 # What an input may cost.
 MOST_SECONDS, MOST_MEBIBYTES = 10, 1024
 # Freed blocks that the sanitizer holds back count as memory: few of them. What libtorch and OpenMP leak is not ours.
-SANITIZERS = {"ASAN_OPTIONS": "quarantine_size_mb=16:detect_leaks=0:malloc_context_size=5", "UBSAN_OPTIONS": "print_stacktrace=1"}
+SANITIZERS = {"ASAN_OPTIONS": "quarantine_size_mb=16:detect_leaks=0:malloc_context_size=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 # Longer inputs are slower, not stranger: each is a few times the longest seed that is not text.
 MOST_BYTES = {"config": 8192, "index": 8192, "text": 16384, "tokenizer": 32768, "npy": 4096, "safetensors": 65536}
 

@@ -80,7 +80,7 @@ def codebook_seeds(folder, bin_):
     sample = bin_ / "codebook_sample" if bin_ else None
     if sample and sample.exists():
         path = folder / "sample.h5"
-        subprocess.run([sample, path], check=True)
+        subprocess.run([sample, "--small", path], check=True)
         # As people edit it: h5py adds structures of its own, which the reader knows, too.
         edited = folder / "edited.h5"
         edited.write_bytes(path.read_bytes())

@@ -82,40 +82,46 @@ def log_probabilities(model, text, prompt_tokens, cache):
     return torch.stack(logits).double().log_softmax(-1)
 
 
-def check_against_validate(folder, new_tokens, tmp_path):
-    example = load_example()
-    model, tokenizer = example.load(folder / "model")
-    inputs = tokenizer(example.PROMPT, return_tensors="pt", return_token_type_ids=False)
-    plain, (result,) = example.compare(model, inputs, folder / "codebook.safetensors", new_tokens, [METHOD])
-    assert len(plain) == len(result["tokens"]) == new_tokens
+class Comparison:
+    """The example on the text of greedy choices, and what `kvcal validate --generate` says of the same tokens."""
 
-    prompt = inputs["input_ids"]
-    text = torch.cat([prompt[0], torch.as_tensor(plain)])
-    exact = log_probabilities(model, text, prompt.shape[1], transformers.DynamicCache(config=model.config))
-    with KvcalCache.from_file(folder / "codebook.safetensors", model, method=METHOD) as cache:
-        stored = log_probabilities(model, text, prompt.shape[1], cache)
-    expected = predicted(folder, prompt.numpy(), new_tokens, tmp_path / "report.json")
-    divergence = (exact.exp() * (exact - stored)).sum(-1).numpy()
-    assert len(expected["kld_mean"]) == new_tokens
-    assert np.median(np.abs(divergence / expected["kld_mean"] - 1)) < 0.02 and divergence.mean() == pytest.approx(expected["kld_mean"].mean(), rel=0.02)
-    same = (exact.argmax(-1) == stored.argmax(-1)).numpy()
-    assert result["agree"] == same.sum()
-    # Two implementations of the model may choose otherwise only where the choice is a tie but for rounding.
-    behind = stored.max(-1).values - stored.gather(-1, exact.argmax(-1)[:, None])[:, 0]
-    ties = (behind > 0) & (behind < 0.01)
-    assert result["agree"] + int(ties.sum()) >= expected["top1_agreement"].sum()
-    assert all(tie for tie, mine, theirs in zip(ties, same, expected["top1_agreement"], strict=True) if not mine and theirs)
-    assert result["same_start"] == new_tokens or result["tokens"][result["same_start"]] != plain[result["same_start"]]
+    def __init__(self, folder, new_tokens, tmp_path):
+        example = load_example()
+        self.new_tokens = new_tokens
+        self.model, tokenizer = example.load(folder / "model")
+        inputs = tokenizer(example.PROMPT, return_tensors="pt", return_token_type_ids=False)
+        self.plain, (self.result,) = example.compare(self.model, inputs, folder / "codebook.safetensors", new_tokens, [METHOD])
+        self.prompt = inputs["input_ids"]
+        self.text = torch.cat([self.prompt[0], torch.as_tensor(self.plain)])
+        self.exact = self.log_probabilities(transformers.DynamicCache(config=self.model.config))
+        self.codebook = folder / "codebook.safetensors"
+        self.expected = predicted(folder, self.prompt.numpy(), new_tokens, tmp_path / "report.json")
+        with KvcalCache.from_file(self.codebook, self.model, method=METHOD) as cache:
+            self.tokens = example.continue_greedily(self.model, inputs, cache, new_tokens)
+            storages = [tensor.untyped_storage() for layer in cache.layers for tensor in layer.tensors()]
+            assert len({storage.data_ptr() for storage in storages}) == len(storages)
+            self.held = sum(storage.nbytes() for storage in storages)
+            self.counted, self.as_fp16 = cache.nbytes, cache.fp16_nbytes
 
-    with KvcalCache.from_file(folder / "codebook.safetensors", model, method=METHOD) as cache:
-        tokens = example.continue_greedily(model, inputs, cache, new_tokens)
-        assert tokens.equal(result["tokens"])
-        storages = [tensor.untyped_storage() for layer in cache.layers for tensor in layer.tensors()]
-        assert len({storage.data_ptr() for storage in storages}) == len(storages)
-        assert cache.nbytes == result["nbytes"] == sum(storage.nbytes() for storage in storages)
-        held = inputs["input_ids"].shape[1] + new_tokens - 1
-        config = model.config
-        assert cache.fp16_nbytes == held * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2
+    def log_probabilities(self, cache):
+        return log_probabilities(self.model, self.text, self.prompt.shape[1], cache)
+
+    def through_cache(self):
+        """Divergence and agreement at each place; twice the same only where all that rounds is the same."""
+        with KvcalCache.from_file(self.codebook, self.model, method=METHOD) as cache:
+            self.stored = self.log_probabilities(cache)
+        divergence = (self.exact.exp() * (self.exact - self.stored)).sum(-1).numpy()
+        return divergence, (self.exact.argmax(-1) == self.stored.argmax(-1)).numpy()
+
+    def check_bytes_and_text(self):
+        config, result = self.model.config, self.result
+        assert len(self.plain) == len(result["tokens"]) == self.new_tokens == len(self.expected["kld_mean"])
+        assert self.tokens.equal(result["tokens"])
+        assert self.counted == result["nbytes"] == self.held
+        held = self.prompt.shape[1] + self.new_tokens - 1
+        assert self.as_fp16 == held * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2
+        same = result["same_start"]
+        assert same == self.new_tokens or result["tokens"][same] != self.plain[same]
 
 
 def test_it_prints_a_table_and_each_text(small):
@@ -134,8 +140,36 @@ def test_it_prints_a_table_and_each_text(small):
 
 
 def test_it_agrees_with_validate(small, tmp_path):
-    check_against_validate(small, 24, tmp_path)
+    comparison = Comparison(small, 24, tmp_path)
+    comparison.check_bytes_and_text()
+    divergence, same = comparison.through_cache()
+    expected = comparison.expected
+    assert np.median(np.abs(divergence / expected["kld_mean"] - 1)) < 0.02
+    assert divergence.mean() == pytest.approx(expected["kld_mean"].mean(), rel=0.02)
+    assert comparison.result["agree"] == same.sum()
+    # Two implementations of the model may choose otherwise only where the choice is a tie but for rounding.
+    stored, exact = comparison.stored, comparison.exact
+    behind = stored.max(-1).values - stored.gather(-1, exact.argmax(-1)[:, None])[:, 0]
+    ties = (behind > 0) & (behind < 0.01)
+    assert comparison.result["agree"] + int(ties.sum()) >= expected["top1_agreement"].sum()
+    assert all(tie for tie, mine, theirs in zip(ties, same, expected["top1_agreement"], strict=True) if not mine and theirs)
 
 
 def test_smollm2_agrees_with_validate(smollm2, tmp_path):
-    check_against_validate(smollm2, NEW_TOKENS, tmp_path)
+    # Thirty layers make of a last bit another draw of the same error: a code that rounds the other way changes all layers above. So
+    # one cache differs between sdpa and eager attention, whose sums are ordered otherwise, as much as from validate; what all three
+    # share are the means. The example itself gives the cache the new tokens in one step, so its count is one more draw.
+    comparison = Comparison(smollm2, NEW_TOKENS, tmp_path)
+    comparison.check_bytes_and_text()
+    divergence, same = comparison.through_cache()
+    assert abs(comparison.result["agree"] - int(same.sum())) <= 3 * np.sqrt(NEW_TOKENS - same.sum() + 1)
+    comparison.model.set_attn_implementation("eager")
+    other, other_same = comparison.through_cache()
+    expected = comparison.expected["kld_mean"], comparison.expected["top1_agreement"]
+    for theirs, their_same in (expected, (other, other_same)):
+        difference = divergence - theirs
+        assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(NEW_TOKENS)
+        changed = np.count_nonzero(same != their_same)
+        assert abs(int(same.sum()) - int(their_same.sum())) <= 3 * np.sqrt(max(1, changed))
+    spread = np.median(np.abs(divergence / other - 1))
+    assert np.median(np.abs(divergence / expected[0] - 1)) < 1.5 * spread
