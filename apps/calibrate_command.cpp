@@ -150,6 +150,14 @@ void add_method(CommandLine& line, calib::CalibrationOptions& options) {
              "range, the default: an error counts in the units of the values; none: in those of each "
              "channel's range, as in KVQuant's files")
       ->group(group);
+  add_choice(app, "--ranges", options.ranges, calib::kRanges,
+             "threshold, the default: a key channel's levels lie between its thresholds; fitted: where the "
+             "weighted error of each datatype is least")
+      ->group(group);
+  add_choice(app, "--value-rotation", options.value_rotation, calib::kValueRotations,
+             "none, the default; hadamard: values are turned within each kv head before they are quantised, "
+             "and attention's output is turned back")
+      ->group(group);
 }
 
 void add_machine(CommandLine& line, CalibrateArguments& arguments) {

@@ -33,8 +33,16 @@ Json datatype_json(const formats::Datatype& datatype, Arrays arrays) {
                  {"lower_bound", number_json(datatype.lower_bound)},
                  {"qnorm_scale", number_json(datatype.qnorm_scale)},
                  {"qnorm_offset", number_json(datatype.qnorm_offset)},
-                 {"weights", datatype.weights}};
-  if (arrays != Arrays::kNone) result["centroids"] = array_json(datatype.centroids, arrays);
+                 {"weights", datatype.weights},
+                 {"ranges", datatype.has_ranges() ? "fitted" : "threshold"}};
+  if (arrays == Arrays::kNone) return result;
+  result["centroids"] = array_json(datatype.centroids, arrays);
+  // A page draws histograms, not ranges.
+  if (!datatype.histogram.empty()) result["histogram"] = array_json(datatype.histogram, arrays);
+  if (datatype.has_ranges() && arrays != Arrays::kPacked) {
+    result["scale"] = array_json(datatype.scale, arrays);
+    result["zero"] = array_json(datatype.zero, arrays);
+  }
   return result;
 }
 
@@ -71,6 +79,8 @@ Json tensor_json(const formats::TensorCodebook& tensor, bool described, Arrays a
   result["fisher_sum"] = number_json(fisher);
   result["halves"] = {{"threshold_shift", number_json(tensor.halves.threshold_shift)},
                       {"datatype_excess", number_json(tensor.halves.datatype_excess)}};
+  if (tensor.rotation_block > 0)
+    result["rotation"] = {{"name", "hadamard"}, {"block", tensor.rotation_block}};
   result["outliers"] = sets_json(tensor.outliers, arrays);
   const Arrays of_ablation = arrays == Arrays::kPacked ? Arrays::kNone : arrays;
   if (!tensor.with_sinks.empty()) result["with_sinks"] = sets_json(tensor.with_sinks, of_ablation);

@@ -35,11 +35,11 @@ enum class Fingerprints { kShort, kWhole };
 /// {"layer", "kv_heads", ...,
 ///  "key": {"fisher_sum", "halves", "outliers": [{"fraction", "datatypes": [...]}]}, "value": {...}};
 /// a tensor whose sizes do not stand at the layer holds "heads", "dim" and "thresholds" as well.
-/// With arrays the thresholds, centroids, histograms and fisher_channel as well.
+/// With arrays the thresholds, centroids, fitted ranges, histograms and fisher_channel as well.
 enum class Arrays {
   kNone,
   kNumbers,
-  kPacked,  ///< as {"f4": base64 of little-endian float32}, without those of with_sinks: for a page
+  kPacked,  ///< as {"f4": base64 of little-endian float32}, without fitted ranges and with_sinks: for a page
 };
 [[nodiscard]] Json layer_json(const formats::LayerCodebook& layer, Arrays arrays);
 /// {"methods": [{"name", "bits", "fraction", "bits_per_value", "cache_bytes", "context", "estimated_kld", "layers"}],

@@ -170,11 +170,12 @@ formats::Codebook run_passes(CalibrationJob& job, const WorkFolder& folder, Chec
   }
   TensorMemory::set_limit(need.memory_limit_bytes - need.base_bytes - need.beside_tensors_bytes);
   FitQueue fits(
-      [&](const LayerCapture& capture, int threads) {
+      [&](LayerCapture capture, int threads) {
         FitOptions options = job.fit_options();
         options.threads = threads;
         const auto index = static_cast<std::size_t>(capture.layer);
-        formats::LayerCodebook fit = fit_layer(capture, job.session.config().layers[index], options);
+        formats::LayerCodebook fit =
+            fit_layer(std::move(capture), job.session.config().layers[index], options);
         folder.save_layer(job.frame, fit);
         return fit;
       },

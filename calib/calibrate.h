@@ -41,6 +41,18 @@ enum class FisherScale {
   none,   ///< those of the normalised values: weights F
 };
 
+/// Where a channel's levels lie.
+enum class Ranges {
+  threshold,  ///< between its thresholds
+  fitted,     ///< where the weighted error of each datatype is least (docs/method.md)
+};
+
+/// How values are turned within each kv head before they are quantised.
+enum class ValueRotation {
+  none,
+  hadamard,  ///< by Walsh-Hadamard matrices; attention's output is turned back once for each query head
+};
+
 /// The names of the values: what the options take and the codebook holds.
 inline constexpr auto kValueScopes =
     std::to_array<base::Choice<ValueScope>>({{"token", ValueScope::token}, {"head", ValueScope::head}});
@@ -48,6 +60,10 @@ inline constexpr auto kSensitivities =
     std::to_array<base::Choice<Sensitivity>>({{"fisher", Sensitivity::fisher}, {"none", Sensitivity::none}});
 inline constexpr auto kFisherScales =
     std::to_array<base::Choice<FisherScale>>({{"range", FisherScale::range}, {"none", FisherScale::none}});
+inline constexpr auto kRanges =
+    std::to_array<base::Choice<Ranges>>({{"threshold", Ranges::threshold}, {"fitted", Ranges::fitted}});
+inline constexpr auto kValueRotations = std::to_array<base::Choice<ValueRotation>>(
+    {{"none", ValueRotation::none}, {"hadamard", ValueRotation::hadamard}});
 
 /// What `kvcal calibrate` was asked to do; the fields are its options, with the same defaults.
 struct CalibrationOptions {
@@ -61,7 +77,8 @@ struct CalibrationOptions {
   std::vector<double> outliers = {0, 0.01};  ///< outlier fractions, 0 <= p < 0.5
   /// First tokens of each window that are kept exact and left out of all statistics.
   int sinks = 1;
-  /// Also what KVQuant's ablation takes: statistics that count sinks, thresholds after RoPE. Needs sinks.
+  /// Also what KVQuant's ablation takes: statistics that count sinks, thresholds after RoPE. Needs sinks, and ranges and
+  /// values as in the paper: by the thresholds, not turned.
   bool ablation = false;
   std::string text_field = kDefaultTextField;  ///< of texts that are JSON: the member that holds the text
   BosPlace bos = BosPlace::automatic;          ///< automatic or none with `tokens`
@@ -69,6 +86,8 @@ struct CalibrationOptions {
   ValueScope value_scope = ValueScope::token;
   Sensitivity sensitivity = Sensitivity::fisher;
   FisherScale fisher_scale = FisherScale::range;
+  Ranges ranges = Ranges::threshold;
+  ValueRotation value_rotation = ValueRotation::none;
   DtypeChoice dtype = DtypeChoice::automatic;
   /// Where the model runs: "cpu"; this version has no other, and anything else is base::WrongUsage.
   std::string device = "cpu";

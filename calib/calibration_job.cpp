@@ -57,6 +57,12 @@ void check_options(const CalibrationOptions& options) {
         "--ablation tells what keeping sinks exact brings, and --sinks is 0; give 1 or more, or leave out "
         "--ablation");
   }
+  if (options.ablation &&
+      (options.ranges != Ranges::threshold || options.value_rotation != ValueRotation::none)) {
+    throw base::WrongUsage(
+        "--ablation takes the paper's method apart; give --ranges threshold and --value-rotation none with "
+        "it");
+  }
   if (options.threads < 0)
     throw base::WrongUsage(base::concat("--threads ", options.threads, ": expected 0 or more"));
   if (options.samples.value_or(1) < 1) throw base::WrongUsage("--samples: expected 1 or more");
@@ -143,6 +149,9 @@ std::string options_json(const CalibrationJob& job) {
                  {"dtype", dtype_text(job.session.placement.dtype)},
                  {"device", options.device}};
   if (options.ablation) fields["ablation"] = true;
+  if (options.ranges != Ranges::threshold) fields["ranges"] = base::choice_name(options.ranges, kRanges);
+  if (options.value_rotation != ValueRotation::none)
+    fields["value_rotation"] = base::choice_name(options.value_rotation, kValueRotations);
   if (options.tokens.empty()) {
     fields["seed"] = options.seed;
     fields["parse_special"] = options.parse_special;
@@ -237,6 +246,8 @@ FitOptions CalibrationJob::fit_options() const {
   fit.range_weights = options.fisher_scale == FisherScale::range;
   fit.threads = session.placement.threads;
   fit.ablation = options.ablation;
+  fit.fitted_ranges = options.ranges == Ranges::fitted;
+  fit.turned_values = options.value_rotation == ValueRotation::hadamard;
   return fit;
 }
 

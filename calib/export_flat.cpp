@@ -11,6 +11,7 @@
 #include "cuda/flat_codebook.h"
 #include "cuda/kernels/launch.h"
 #include "cuda/kernels/record_format.h"
+#include "formats/export/export_target.h"
 
 namespace kvcal::calib {
 namespace {
@@ -19,6 +20,7 @@ using base::concat;
 using base::InvalidInput;
 
 codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::DatatypeChoice& choice) {
+  formats::refuse_rotation(layer, "the flat format");
   if (!layer.has_kv_heads()) {
     throw InvalidInput(concat("layer ", layer.index,
                               " caches other tensors than keys and values of the same heads, ",
@@ -34,6 +36,8 @@ codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::
   flat.window = layer.window;
   flat.key_lower = key.outliers->lower;
   flat.key_upper = key.outliers->upper;
+  flat.key_scale = key.datatype->scale;
+  flat.key_zero = key.datatype->zero;
   flat.key = codec_datatype(*key.datatype, choice.qnorm);
   flat.value = codec_datatype(*value.datatype, choice.qnorm);
   return flat;

@@ -66,7 +66,10 @@ void check_layer(const FlatLayer& layer, int bits) {
 }
 
 KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, double outliers) {
-  const KeyNormaliser normaliser(layer.key_lower, layer.key_upper, outliers);
+  const KeyNormaliser normaliser =
+      layer.key_scale.empty()
+          ? KeyNormaliser(layer.key_lower, layer.key_upper, outliers)
+          : KeyNormaliser(layer.key_lower, layer.key_upper, outliers, layer.key_scale, layer.key_zero);
   KvcalFlatLayer flat{};
   flat.index = layer.index;
   flat.kv_heads = layer.kv_heads;

@@ -18,6 +18,7 @@ struct FlatLayer {
   std::int64_t window = 0;
   std::vector<float> key_lower, key_upper;  ///< [kv_heads * key_dim]
   Datatype key, value;
+  std::vector<float> key_scale = {}, key_zero = {};  ///< [kv_heads * key_dim], or empty: by the thresholds
 };
 
 struct FlatCodebook {

@@ -158,6 +158,21 @@ KeyNormaliser::KeyNormaliser(std::span<const float> lower, std::span<const float
   }
 }
 
+KeyNormaliser::KeyNormaliser(std::span<const float> lower, std::span<const float> upper,
+                             double outlier_fraction, std::span<const float> scale,
+                             std::span<const float> zero)
+    : KeyNormaliser(lower, upper, outlier_fraction) {
+  if (scale.size() != lower.size() || zero.size() != lower.size()) {
+    throw base::InvalidInput(base::concat("ranges: ", scale.size(), " scales and ", zero.size(),
+                                          " zeros for ", lower.size(), " channels"));
+  }
+  for (std::size_t c = 0; c < affines_.size(); ++c) {
+    if (!(scale[c] >= 0))
+      throw base::InvalidInput(base::concat("channel ", c, ": its scale ", scale[c], " is below 0, or none"));
+    affines_[c] = {checked_half(scale[c], c, "scale"), checked_half(zero[c], c, "zero")};
+  }
+}
+
 KeyNormaliser::KeyNormaliser(std::span<const Affine> affines)
     : affines_(affines.begin(), affines.end()), keeps_outliers_(false) {
   for (std::size_t c = 0; c < affines.size(); ++c) {

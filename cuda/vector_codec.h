@@ -33,11 +33,15 @@ struct QNorm {
 /// values: [n], n >= 1, finite; they are reordered.
 [[nodiscard]] float quantile(std::span<float> values, double q);
 
-/// The thresholds of a layer's keys, as encoding and decoding use them.
+/// The thresholds and ranges of a layer's keys, as encoding and decoding use them.
 class KeyNormaliser {
  public:
   /// lower, upper: [channels], lower <= upper. outlier_fraction = 0: nothing is an outlier.
   KeyNormaliser(std::span<const float> lower, std::span<const float> upper, double outlier_fraction);
+  /// With ranges of their own, fitted, say: x = scale * level + zero; scale, zero: [channels], finite, scale >= 0. The thresholds
+  /// then only say who is an outlier.
+  KeyNormaliser(std::span<const float> lower, std::span<const float> upper, double outlier_fraction,
+                std::span<const float> scale, std::span<const float> zero);
   /// Of scales and zeros as they are stored, [channels], finite; nothing is an outlier, and lower() and upper() are empty.
   explicit KeyNormaliser(std::span<const Affine> affines);
 

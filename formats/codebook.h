@@ -16,7 +16,7 @@
 namespace kvcal::formats {
 
 inline constexpr int kCodebookSchemaMajor = 1;
-inline constexpr int kCodebookSchemaMinor = 2;
+inline constexpr int kCodebookSchemaMinor = 3;
 
 /// What shares a pair of outlier thresholds.
 enum class ThresholdScope {
@@ -42,6 +42,8 @@ struct CachedTensor {
 /// A layer's tensors are sorted by it: key, value, then others by name.
 [[nodiscard]] std::pair<bool, std::string> tensor_rank(const CachedTensor& tensor);
 
+inline constexpr int kHistogramBins = 128;
+
 /// A non-uniform datatype: 2^bits centroids in the normalised range [-1, 1],
 /// ascending (the last may be repeated).
 struct Datatype {
@@ -52,11 +54,16 @@ struct Datatype {
   double objective = 0;            ///< what the centroids reach: sum of F s^2 (x' - q(x'))^2
   double lower_bound = 0;          ///< what no centroids could go below, as proven
   std::string weights = "fisher";  ///< "fisher", "uniform" (all weights of the fit were zero) or "none"
+  /// Ranges fitted to this datatype, [channels] each: x = scale * centroid + zero. Empty: half the distance of the
+  /// thresholds and their middle. From schema 1.3 on, only where thresholds are a channel's.
+  std::vector<float> scale, zero;
+  /// As OutlierSet::histogram, in the units of the fitted ranges; empty without them.
+  std::vector<float> histogram;
+
+  [[nodiscard]] bool has_ranges() const { return !scale.empty(); }
 
   bool operator==(const Datatype&) const = default;
 };
-
-inline constexpr int kHistogramBins = 128;
 
 /// The thresholds for one fraction of outliers, and the datatypes fitted to what lies within.
 struct OutlierSet {
@@ -126,6 +133,9 @@ struct TensorCodebook {
   /// Thresholds alone, for the same fractions, after RoPE and with sinks counted; empty for what is not rotated.
   std::vector<OutlierSet> rotated;
   std::optional<TensorMagnitudes> magnitudes;  ///< from schema 1.2 on
+  /// Channels that a Walsh-Hadamard matrix turns together, a power of two that divides the head's: the outlier sets are of
+  /// the tensor turned so, and so is what is stored. 0: as it is. From schema 1.3 on, only where thresholds are a token's.
+  int rotation_block = 0;
 
   bool operator==(const TensorCodebook&) const = default;
 };

@@ -211,6 +211,13 @@ void compare_datatype(Comparison& compare, const std::string& path, const Dataty
   compare.number(centroids + "@objective", left.objective, right.objective);
   compare.number(centroids + "@lower_bound", left.lower_bound, right.lower_bound);
   compare.text(centroids + "@weights", left.weights, right.weights);
+  if (left.has_ranges() && right.has_ranges()) {
+    compare.array(path + "/scale", left.scale, right.scale);
+    compare.array(path + "/zero", left.zero, right.zero);
+    compare.array(path + "/histogram", left.histogram, right.histogram);
+  } else if (left.has_ranges() != right.has_ranges()) {
+    compare.one_sided(path + "/scale", left.has_ranges());
+  }
 }
 
 // The columns of the summary that a tensor's thresholds and centroids stand in.
@@ -292,6 +299,7 @@ void compare_tensor(Comparison& compare, const std::string& path, const TensorCo
   compare.array(path + "/fisher_channel", left.fisher_channel, right.fisher_channel);
   compare.number(path + "@threshold_shift", left.halves.threshold_shift, right.halves.threshold_shift);
   compare.number(path + "@datatype_excess", left.halves.datatype_excess, right.halves.datatype_excess);
+  compare.integer(path + "@rotation_block", left.rotation_block, right.rotation_block);
   compare_sets(compare, path, left.outliers, right.outliers, columns_of(left.tensor.name));
   compare_sets(compare, path + kWithSinks, left.with_sinks, right.with_sinks, {});
   compare_sets(compare, path + kRotated, left.rotated, right.rotated, {});

@@ -276,6 +276,7 @@ class Decoder {
     tensor.with_sinks = decode_sets(path + kWithSinks, thresholds);
     // With sizes of its own it is another tensor.
     if (!has(path + kRotated, "heads")) tensor.rotated = decode_sets(path + kRotated, thresholds);
+    tensor.rotation_block = decode_rotation(path);
     if (!tree_.groups.contains(path + kMagnitudes)) return tensor;
     tensor.magnitudes.emplace();
     tensor.magnitudes->cached = decode_magnitudes(path);
@@ -284,6 +285,17 @@ class Decoder {
     if (tree_.groups.contains(path + kEnvelope + kMagnitudes))
       tensor.magnitudes->envelope = decode_magnitudes(path + kEnvelope);
     return tensor;
+  }
+
+  int decode_rotation(const std::string& path) const {
+    if (!has(path, "rotation")) return 0;
+    const std::string name = text(path, "rotation");
+    if (name != kHadamard) {
+      fail(attribute_key(path, "rotation"),
+           concat("is '", name, "', which this version of kvcal does not know, only '", kHadamard,
+                  "'; update kvcal"));
+    }
+    return small(path, "rotation_block");
   }
 
   Magnitudes decode_magnitudes(const std::string& tensor) const {
@@ -329,7 +341,8 @@ class Decoder {
   }
 
   Datatype decode_datatype(const std::string& parent, int bits) const {
-    const std::string path = concat(parent, "/nuq", bits, "/centroids");
+    const std::string group = concat(parent, "/nuq", bits);
+    const std::string path = group + "/centroids";
     Datatype datatype;
     datatype.bits = bits;
     datatype.centroids = floats(path);
@@ -338,6 +351,12 @@ class Decoder {
     datatype.objective = real(path, "objective");
     datatype.lower_bound = real(path, "lower_bound");
     if (tree_.values.contains(attribute_key(path, "weights"))) datatype.weights = text(path, "weights");
+    // One without the other is missing.
+    if (tree_.values.contains(group + "/scale") || tree_.values.contains(group + "/zero")) {
+      datatype.scale = floats(group + "/scale");
+      datatype.zero = floats(group + "/zero");
+      if (tree_.values.contains(group + "/histogram")) datatype.histogram = floats(group + "/histogram");
+    }
     return datatype;
   }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
@@ -173,6 +174,7 @@ class Validator {
     }
     real(path, "threshold_shift", tensor.halves.threshold_shift, true);
     real(path, "datatype_excess", tensor.halves.datatype_excess, true);
+    check_rotation(path, tensor);
     if (tensor.outliers.empty()) fail(path, "no outliers_... group; expected at least one");
     check_sets(path, tensor.outliers, thresholds, Datatypes::some);
     check_sets(path + kWithSinks, tensor.with_sinks, thresholds, Datatypes::some);
@@ -185,6 +187,18 @@ class Validator {
       check_magnitudes(path + kRotated + kMagnitudes, *tensor.magnitudes->rotated, tensor.tensor);
     if (tensor.magnitudes->envelope)
       check_magnitudes(path + kEnvelope + kMagnitudes, *tensor.magnitudes->envelope, tensor.tensor);
+  }
+
+  void check_rotation(const std::string& path, const TensorCodebook& tensor) const {
+    const int block = tensor.rotation_block;
+    if (block == 0) return;
+    integer(path, "rotation_block", block, 1, tensor.tensor.dim);
+    if (!std::has_single_bit(static_cast<unsigned>(block)) || tensor.tensor.dim % block != 0) {
+      fail(path, concat("rotation_block is ", block, "; expected a power of two that divides the ",
+                        tensor.tensor.dim, " channels of a head"));
+    }
+    if (tensor.tensor.thresholds == ThresholdScope::channel)
+      fail(path, "is turned, and its thresholds are a channel's; expected a token's");
   }
 
   void check_magnitudes(const std::string& path, const Magnitudes& magnitudes,
@@ -252,6 +266,7 @@ class Validator {
       const std::string group = concat(path, "/nuq", datatype.bits);
       if (datatype.bits == previous) fail(group, "the datatype is given twice");
       check_datatype(group + "/centroids", datatype);
+      check_ranges(group, datatype, thresholds);
       previous = datatype.bits;
     }
   }
@@ -260,6 +275,18 @@ class Validator {
     floats(path, shares, kHistogramBins);
     const auto bad = std::ranges::find_if(shares, [](float share) { return share < 0; });
     if (bad != shares.end()) fail(path, concat("element ", bad - shares.begin(), " is negative: ", *bad));
+  }
+
+  // channels: of the thresholds that the ranges take the place of; 0 where those are a token's.
+  void check_ranges(const std::string& path, const Datatype& datatype, std::size_t channels) const {
+    if (!datatype.has_ranges() && datatype.zero.empty() && datatype.histogram.empty()) return;
+    if (channels == 0) fail(path + "/scale", "there is one, and thresholds are a token's");
+    floats(path + "/scale", datatype.scale, channels);
+    floats(path + "/zero", datatype.zero, channels);
+    if (const auto bad = std::ranges::find_if(datatype.scale, [](float scale) { return scale < 0; });
+        bad != datatype.scale.end())
+      fail(path + "/scale", concat("element ", bad - datatype.scale.begin(), " is negative: ", *bad));
+    if (!datatype.histogram.empty()) check_histogram(path + "/histogram", datatype.histogram);
   }
 
   void check_datatype(const std::string& path, const Datatype& datatype) const {

@@ -95,6 +95,10 @@ class Encoder {
     tree_.groups.insert(path);
     set(path, "threshold_shift", hdf5_real(tensor.halves.threshold_shift));
     set(path, "datatype_excess", hdf5_real(tensor.halves.datatype_excess));
+    if (tensor.rotation_block > 0) {
+      set(path, "rotation", hdf5_text(kHadamard));
+      set(path, "rotation_block", hdf5_integer(tensor.rotation_block));
+    }
     tree_.values.emplace(path + "/fisher_channel", hdf5_floats(tensor.fisher_channel));
     encode_sets(path, tensor.outliers);
     if (!tensor.with_sinks.empty()) tree_.groups.insert(path + kWithSinks);
@@ -144,6 +148,11 @@ class Encoder {
       set(centroids, "objective", hdf5_real(datatype.objective));
       set(centroids, "lower_bound", hdf5_real(datatype.lower_bound));
       set(centroids, "weights", hdf5_text(datatype.weights));
+      if (!datatype.has_ranges()) continue;
+      tree_.values.emplace(group + "/scale", hdf5_floats(datatype.scale));
+      tree_.values.emplace(group + "/zero", hdf5_floats(datatype.zero));
+      if (!datatype.histogram.empty())
+        tree_.values.emplace(group + "/histogram", hdf5_floats(datatype.histogram));
     }
   }
 

@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace kvcal::calib {
 
 void FitQueue::add(LayerCapture capture, bool last) {
   wait();
   const int threads = last ? threads_ : std::max(1, threads_ / 2);
-  under_way_ = std::async(std::launch::async, [this, threads, capture = std::move(capture)] {
+  under_way_ = std::async(std::launch::async, [this, threads, capture = std::move(capture)]() mutable {
     const auto begin = std::chrono::steady_clock::now();
-    formats::LayerCodebook fit = fit_(capture, threads);
+    formats::LayerCodebook fit = fit_(std::move(capture), threads);
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     return std::pair{std::move(fit), taken.count()};
   });

@@ -15,7 +15,7 @@ namespace kvcal::calib {
 class FitQueue {
  public:
   /// Fits a captured layer with so many threads and makes the result durable.
-  using Fit = std::function<formats::LayerCodebook(const LayerCapture& capture, int threads)>;
+  using Fit = std::function<formats::LayerCodebook(LayerCapture capture, int threads)>;
   /// Is told, on the thread of the passes, that a layer's codebook is durable.
   using Done = std::function<void(int layer)>;
 

@@ -4,9 +4,13 @@
 #include <bit>
 
 #include "base/error.h"
+#include "base/parallel.h"
 
 namespace kvcal::calib {
 namespace {
+
+// Tokens that a call of a parallel loop changes.
+constexpr std::int64_t kTokensAtOnce = 256;
 
 // A tile of what is transposed: a cache line or two of a few channels.
 constexpr std::int64_t kTileTokens = 32, kTileChannels = 8;
@@ -103,6 +107,24 @@ void CapturedMatrix::read(Range tokens, Range channels, std::span<float> to) con
           widen(numbers + (tokens.begin + t) * stride + channels.begin, channels.size(),
                 to.data() + t * channels.size());
         }
+      },
+      numbers_);
+}
+
+void CapturedMatrix::change_tokens(int threads, const std::function<void(std::span<float> numbers)>& change) {
+  if (by_channel_) throw base::Error("tokens of a matrix that lies by channel cannot be changed one by one");
+  std::visit(
+      [&]<typename Number>(RowMajor<Number>& matrix) {
+        base::parallel_for((tokens_ + kTokensAtOnce - 1) / kTokensAtOnce, threads, [&](std::int64_t block) {
+          std::vector<float> numbers(static_cast<std::size_t>(channels_));
+          for (std::int64_t t = block * kTokensAtOnce; t < std::min(tokens_, (block + 1) * kTokensAtOnce);
+               ++t) {
+            Number* const row = matrix.data() + t * channels_;
+            widen(row, channels_, numbers.data());
+            change(numbers);
+            std::ranges::transform(numbers, row, [](float number) { return Number(number); });
+          }
+        });
       },
       numbers_);
 }

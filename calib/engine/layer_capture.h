@@ -4,6 +4,7 @@
 #include <Eigen/Core>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <variant>
 #include <vector>
@@ -38,6 +39,9 @@ class CapturedMatrix {
   void put(std::int64_t first, std::span<const std::byte> numbers);
   /// to: [tokens.size(), channels.size()], in float32.
   void read(Range tokens, Range channels, std::span<float> to) const;
+  /// Hands each token's numbers, as float32, to `change` and keeps what it makes of them, rounded to the matrix's type. Calls it
+  /// from several threads. Throws base::Error where thresholds are a channel's.
+  void change_tokens(int threads, const std::function<void(std::span<float> numbers)>& change);
 
  private:
   template <typename Number>

@@ -32,9 +32,11 @@ FitSource::FitSource(const CapturedTokens& tokens, const Thresholds& thresholds,
       layout_(layout),
       weighting_(weighting),
       tokens_per_chunk_(std::max<std::int64_t>(1, kPointsPerChunk / tokens.channels())) {
-  normalisers_.resize(thresholds.lower.size());
-  for (std::size_t i = 0; i < normalisers_.size(); ++i) {
-    normalisers_[i] = normaliser(thresholds.lower[i], thresholds.upper[i]);
+  pairs_.resize(thresholds.lower.size());
+  for (std::size_t i = 0; i < pairs_.size(); ++i) {
+    Pair& pair = pairs_[i];
+    pair.normaliser = normaliser(thresholds.lower[i], thresholds.upper[i]);
+    if (weighting == Weighting::kRange) pair.cost = pair.normaliser.range * pair.normaliser.range;
   }
   const auto census =
       base::blocked_sum<ChunkCensus>(num_chunks(), 1, threads, [&](std::int64_t chunk, std::int64_t) {
@@ -47,6 +49,15 @@ FitSource::FitSource(const CapturedTokens& tokens, const Thresholds& thresholds,
       });
   inliers_ = census.inliers;
   largest_weight_ = census.largest_weight;
+}
+
+FitSource::FitSource(const FitSource& other, std::span<const Normaliser> ranges) : FitSource(other) {
+  for (std::size_t i = 0; i < pairs_.size(); ++i) {
+    Pair& pair = pairs_[i];
+    if (pair.normaliser.range == 0) continue;
+    const double stretch = ranges[i].range / pair.normaliser.range;
+    pair = {ranges[i], pair.cost * stretch * stretch};
+  }
 }
 
 std::int64_t FitSource::num_chunks() const {
@@ -73,9 +84,8 @@ void FitSource::visit(std::int64_t chunk, const Visit& visit) const {
       const std::int64_t first_pair = layout_.by_channel() ? 0 : (some.begin + t) * layout_.per_token;
       for (std::int64_t p = 0; p < pairs; ++p) {
         const auto pair = static_cast<std::size_t>(first_pair + p);
-        const Normaliser& normal = normalisers_[pair];
+        const auto& [normal, cost] = pairs_[pair];
         if (normal.range == 0) continue;
-        const double scale = weighting_ == Weighting::kRange ? normal.range * normal.range : 1;
         for (std::int64_t c = p * width; c < (p + 1) * width; ++c) {
           const auto index = static_cast<std::size_t>(t * channels.end + c);
           const float value = x[index];
@@ -85,7 +95,7 @@ void FitSource::visit(std::int64_t chunk, const Visit& visit) const {
             const double gradient = gradients[index];
             weight = gradient * gradient;
           }
-          visit((value - normal.zero) / normal.range, weight * scale);
+          visit((value - normal.zero) / normal.range, weight * cost);
         }
       }
     }

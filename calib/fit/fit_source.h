@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "calib/engine/layer_capture.h"
@@ -27,6 +28,8 @@ class FitSource final : public kmeans::PointSource<double> {
   /// this object.
   FitSource(const CapturedTokens& tokens, const Thresholds& thresholds, const PairLayout& layout,
             Weighting weighting, int threads);
+  /// The same inliers by other ranges, [pairs], weighted so that sums of squared errors keep their units.
+  FitSource(const FitSource& other, std::span<const Normaliser> ranges);
 
   [[nodiscard]] std::int64_t num_chunks() const override;
   void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override;
@@ -39,8 +42,14 @@ class FitSource final : public kmeans::PointSource<double> {
   template <typename Visit>
   void visit(std::int64_t chunk, const Visit& visit) const;
 
+  /// How the numbers of a pair of thresholds become points, and what their weights are multiplied by.
+  struct Pair {
+    Normaliser normaliser;
+    double cost = 1;
+  };
+
   CapturedTokens tokens_;
-  std::vector<Normaliser> normalisers_;
+  std::vector<Pair> pairs_;
   const Thresholds& thresholds_;
   PairLayout layout_;
   Weighting weighting_;

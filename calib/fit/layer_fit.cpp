@@ -3,15 +3,20 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <span>
+#include <utility>
 
 #include "base/error.h"
 #include "base/parallel.h"
 #include "calib/fit/fit_source.h"
 #include "calib/fit/magnitudes.h"
 #include "calib/fit/qnorm.h"
+#include "calib/fit/range_fit.h"
 #include "calib/fit/sample_halves.h"
 #include "calib/fit/thresholds.h"
 #include "calib/fit/weight_histogram.h"
+#include "cuda/hadamard.h"
+#include "cuda/kernels/codec_math.h"
 #include "cuda/kernels/float16.h"
 
 namespace kvcal::calib {
@@ -85,11 +90,90 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
   return counts;
 }
 
+// As they are stored: a range that fp16 rounds to 0 would lose its channel.
+bool fit_in_half(const formats::Datatype& datatype) {
+  for (std::size_t c = 0; c < datatype.scale.size(); ++c) {
+    const std::uint16_t scale = codec::float_to_half(datatype.scale[c]);
+    if (scale == 0 || !codec::is_finite_half(scale) ||
+        !codec::is_finite_half(codec::float_to_half(datatype.zero[c])))
+      return false;
+  }
+  return true;
+}
+
+/// The datatypes of a tensor's inliers, and their ranges where those are fitted.
+class DatatypeFit {
+ public:
+  DatatypeFit(const FitSource& source, std::string weights, int threads)
+      : source_(source), weights_(std::move(weights)), threads_(threads) {}
+
+  /// At their optimum in the ranges of the thresholds.
+  [[nodiscard]] std::vector<formats::Datatype> in_thresholds(const std::vector<int>& bits) const {
+    const std::vector<kmeans::Solution> solutions =
+        kmeans::solve_all(source_, cluster_counts(bits), 0.0, threads_);
+    std::vector<formats::Datatype> datatypes;
+    std::vector<std::vector<float>> centroids;
+    for (std::size_t i = 0; i < solutions.size(); ++i) {
+      datatypes.push_back(make(bits[i], solutions[i]));
+      datatypes.back().centroids = round_centroids(solutions[i].centroids);
+      centroids.push_back(datatypes.back().centroids);
+    }
+    const std::vector<QNorm> norms = qnorm(source_, centroids, threads_);
+    for (std::size_t i = 0; i < norms.size(); ++i) set_qnorm(datatypes[i], norms[i]);
+    return datatypes;
+  }
+
+  /// At its optimum in ranges that are fitted from `start` on; `start` itself where these do no better.
+  [[nodiscard]] formats::Datatype in_fitted(const RangeFit& ranges, const formats::Datatype& start) const {
+    const std::vector<double> levels(start.centroids.begin(), start.centroids.end());
+    std::vector<Normaliser> fitted = ranges.fit(levels, threads_);
+    const std::vector<int> counts = {1 << start.bits};
+    const kmeans::Solution solution = kmeans::solve_all(FitSource(source_, fitted), counts, 0.0, threads_)[0];
+    if (!(solution.objective < start.objective)) return start;
+    formats::Datatype datatype = make(start.bits, solution);
+    // Of all units that give the same numbers those in which the levels reach from -1 to 1.
+    const double low = solution.centroids.front(), high = solution.centroids.back();
+    const double middle = (high + low) / 2, half = (high - low) / 2;
+    if (!(half > 0)) return start;
+    for (const double centroid : solution.centroids)
+      datatype.centroids.push_back(static_cast<float>((centroid - middle) / half));
+    for (Normaliser& range : fitted) {
+      range.zero += range.range * middle;
+      range.range *= half;
+      datatype.scale.push_back(static_cast<float>(range.range));
+      datatype.zero.push_back(static_cast<float>(range.zero));
+    }
+    if (!fit_in_half(datatype)) return start;
+    const FitSource source(source_, fitted);
+    datatype.histogram = weight_histogram(source, threads_);
+    set_qnorm(datatype, qnorm(source, {datatype.centroids}, threads_)[0]);
+    return datatype;
+  }
+
+ private:
+  [[nodiscard]] formats::Datatype make(int bits, const kmeans::Solution& solution) const {
+    formats::Datatype datatype;
+    datatype.bits = bits;
+    datatype.objective = solution.objective;
+    datatype.lower_bound = solution.lower_bound;
+    datatype.weights = weights_;
+    return datatype;
+  }
+  static void set_qnorm(formats::Datatype& datatype, const QNorm& norm) {
+    datatype.qnorm_scale = norm.scale;
+    datatype.qnorm_offset = norm.offset;
+  }
+
+  const FitSource& source_;
+  std::string weights_;
+  int threads_;
+};
+
 // All bits of one outlier fraction, and where the weight that they were fitted to lies.
 formats::OutlierSet fit_datatypes(const CapturedTokens& tokens, const Thresholds& thresholds,
                                   const PairLayout& layout, double fraction, const TensorName& name,
                                   const FitOptions& options) {
-  const auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
+  auto weighting = options.range_weights ? Weighting::kRange : Weighting::kPlain;
   auto source = std::make_unique<FitSource>(tokens, thresholds, layout, weighting, options.threads);
   if (source->inliers() == 0) {
     throw base::InvalidInput(
@@ -99,31 +183,17 @@ formats::OutlierSet fit_datatypes(const CapturedTokens& tokens, const Thresholds
   std::string weights_name = tokens.has_gradients() ? "fisher" : "none";
   if (source->weightless()) {
     weights_name = "uniform";
-    source = std::make_unique<FitSource>(tokens, thresholds, layout, Weighting::kUnit, options.threads);
+    weighting = Weighting::kUnit;
+    source = std::make_unique<FitSource>(tokens, thresholds, layout, weighting, options.threads);
   }
-  const std::vector<int> counts = cluster_counts(options.bits);
-  const std::vector<kmeans::Solution> solutions = kmeans::solve_all(*source, counts, 0.0, options.threads);
-
   formats::OutlierSet set;
   set.fraction = fraction;
   set.histogram = weight_histogram(*source, options.threads);
-  std::vector<formats::Datatype>& datatypes = set.datatypes;
-  std::vector<std::vector<float>> centroids;
-  for (std::size_t i = 0; i < solutions.size(); ++i) {
-    formats::Datatype datatype;
-    datatype.bits = options.bits[i];
-    datatype.centroids = round_centroids(solutions[i].centroids);
-    datatype.objective = solutions[i].objective;
-    datatype.lower_bound = solutions[i].lower_bound;
-    datatype.weights = weights_name;
-    centroids.push_back(datatype.centroids);
-    datatypes.push_back(std::move(datatype));
-  }
-  const std::vector<QNorm> norms = qnorm(*source, centroids, options.threads);
-  for (std::size_t i = 0; i < norms.size(); ++i) {
-    datatypes[i].qnorm_scale = norms[i].scale;
-    datatypes[i].qnorm_offset = norms[i].offset;
-  }
+  const DatatypeFit fit(*source, weights_name, options.threads);
+  set.datatypes = fit.in_thresholds(options.bits);
+  if (!options.fitted_ranges || !layout.by_channel()) return set;
+  const RangeFit ranges(tokens, thresholds, weighting, options.threads);
+  for (formats::Datatype& datatype : set.datatypes) datatype = fit.in_fitted(ranges, datatype);
   return set;
 }
 
@@ -168,8 +238,16 @@ std::vector<formats::OutlierSet> rotated_thresholds(const CapturedTensor& rotate
   return sets;
 }
 
+void turn_heads(CapturedTensor& tensor, int block, int threads) {
+  const auto turn = [&](std::span<float> numbers) {
+    codec::turn_hadamard(numbers, static_cast<std::size_t>(block));
+  };
+  tensor.x.change_tokens(threads, turn);
+  if (!tensor.gradients.empty()) tensor.gradients.change_tokens(threads, turn);
+}
+
 // rotated: the same after RoPE, null where it was not captured.
-formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const CapturedTensor* rotated, int layer,
+formats::TensorCodebook fit_tensor(CapturedTensor& tensor, const CapturedTensor* rotated, int layer,
                                    const FitOptions& options) {
   const CapturedTokens tokens(tensor);
   const TensorName name{layer, tensor.tensor.name};
@@ -178,12 +256,17 @@ formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const CapturedT
   formats::TensorCodebook codebook;
   codebook.tensor = tensor.tensor;
   codebook.fisher_channel = fisher_channel(tokens, options.threads);
+  codebook.magnitudes = find_magnitudes(tensor, rotated, options.threads);
+  if (options.turned_values && !layout.by_channel()) {
+    codebook.rotation_block =
+        static_cast<int>(codec::hadamard_block(static_cast<std::size_t>(tensor.tensor.dim)));
+    turn_heads(tensor, codebook.rotation_block, options.threads);
+  }
   const std::vector<Thresholds> thresholds =
       find_thresholds(tokens, layout, options.outliers, options.threads);
   codebook.outliers = fit_sets(tokens, thresholds, layout, name, options);
   if (options.ablation) codebook.with_sinks = fit_with_sinks(tensor, layout, name, options);
   if (rotated != nullptr) codebook.rotated = rotated_thresholds(*rotated, layout, name, options);
-  codebook.magnitudes = find_magnitudes(tensor, rotated, options.threads);
   const auto widest = std::max_element(options.outliers.begin(), options.outliers.end());
   codebook.halves = compare_halves(
       tensor, thresholds[static_cast<std::size_t>(widest - options.outliers.begin())], layout, options);
@@ -192,13 +275,12 @@ formats::TensorCodebook fit_tensor(const CapturedTensor& tensor, const CapturedT
 
 }  // namespace
 
-formats::LayerCodebook fit_layer(const LayerCapture& capture, const LayerConfig& layer,
-                                 const FitOptions& options) {
+formats::LayerCodebook fit_layer(LayerCapture capture, const LayerConfig& layer, const FitOptions& options) {
   formats::LayerCodebook fit;
   fit.index = capture.layer;
   fit.rope_json = layer.rope_json;
   fit.window = layer.window;
-  for (const CapturedTensor& tensor : capture.tensors) {
+  for (CapturedTensor& tensor : capture.tensors) {
     const auto rotated = std::ranges::find_if(
         capture.rotated, [&](const CapturedTensor& other) { return other.tensor == tensor.tensor; });
     fit.tensors.push_back(

@@ -19,13 +19,18 @@ struct FitOptions {
   bool range_weights = true;  ///< weights F s^2; else F
   int threads = 0;
   bool ablation = false;  ///< each fit once more with sinks counted
+  /// Ranges of channels are fitted to each datatype (range_fit.h) where that lowers its error; else the thresholds give them.
+  bool fitted_ranges = false;
+  /// What has thresholds by token is turned within each head (cuda/hadamard.h) before it is fitted.
+  bool turned_values = false;
 };
 
-/// Fits every tensor of a layer, every fraction and bits. The same result for any number of threads.
+/// Fits every tensor of a layer, every fraction and bits. The same result for any number of threads. Of a tensor that is turned
+/// fisher_channel and magnitudes are as it was before.
 /// Where all weights of a fit are zero it is made with equal ones, and says so (Datatype::weights).
 /// Throws InvalidInput naming layer and tensor: a threshold beyond fp16, in which scales are stored; no inlier
 /// to fit.
-[[nodiscard]] formats::LayerCodebook fit_layer(const LayerCapture& capture, const LayerConfig& layer,
+[[nodiscard]] formats::LayerCodebook fit_layer(LayerCapture capture, const LayerConfig& layer,
                                                const FitOptions& options);
 
 }  // namespace kvcal::calib

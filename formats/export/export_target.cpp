@@ -86,6 +86,23 @@ std::vector<LayerThresholds> scale_thresholds(const Codebook& codebook, const Sc
   return layers;
 }
 
+void refuse_rotation(const LayerCodebook& layer, std::string_view target) {
+  for (const TensorCodebook& tensor : layer.tensors) {
+    if (tensor.rotation_block == 0) continue;
+    throw base::InvalidInput(base::concat(
+        "layer ", layer.index, ", ", tensor.tensor.name, ": the codebook is of turned heads (",
+        "--value-rotation), for which ", target, " has no place; calibrate with ", "--value-rotation none"));
+  }
+}
+
+void refuse_ranges(int layer, const TensorCodebook& tensor, const Datatype& datatype,
+                   std::string_view target) {
+  if (!datatype.has_ranges()) return;
+  throw base::InvalidInput(base::concat("layer ", layer, ", ", tensor.tensor.name, ": the datatype of ",
+                                        datatype.bits, " bits has fitted ranges, for which ", target,
+                                        " has no place; calibrate with --ranges threshold"));
+}
+
 double largest_code(ScaledType type) {
   switch (type) {
     case ScaledType::int8:

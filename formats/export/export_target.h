@@ -87,6 +87,12 @@ struct ExportTarget {
   ExportReport (*write)(const ExportRequest& request) = nullptr;
 };
 
+/// Throw InvalidInput where a layer's tensor is turned, or a datatype has ranges of its own, for which `target` ("KVQuant's
+/// pickle") has no place: what reads it would take them for others.
+void refuse_rotation(const LayerCodebook& layer, std::string_view target);
+void refuse_ranges(int layer, const TensorCodebook& tensor, const Datatype& datatype,
+                   std::string_view target);
+
 /// All known, in the order of targets.inc.
 [[nodiscard]] const std::vector<ExportTarget>& export_targets();
 

@@ -18,6 +18,9 @@ inline constexpr const char* kRotated = "_rope";
 inline constexpr const char* kEnvelope = "_envelope";
 inline constexpr const char* kMagnitudes = "/magnitudes";
 
+/// The rotation of a tensor that is turned: Walsh-Hadamard matrices, divided by the root of their size.
+inline constexpr const char* kHadamard = "hadamard";
+
 /// "/layers/0000"
 [[nodiscard]] std::string layer_path(int index);
 

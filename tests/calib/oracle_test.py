@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from scipy.linalg import hadamard
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -39,10 +40,11 @@ ERROR_PARTS, TRIED = 512, np.linspace(0.22, 1, 40)
 
 # The runs, each with what it asks for beside --sinks, --outliers and --bits.
 RUNS = {"plain": (), "head": ("--value-scope", "head"), "unscaled": ("--fisher-scale", "none"),
-        "insensitive": ("--sensitivity", "none"), "ablation": ("--ablation",)}
+        "insensitive": ("--sensitivity", "none"), "ablation": ("--ablation",),
+        "turned": ("--ranges", "fitted", "--value-rotation", "hadamard")}
 # Which kinds' datatypes are fitted anew, of which run.
 FITS = [("plain", "key"), ("plain", "value"), ("head", "value"), ("unscaled", "key"), ("unscaled", "value"),
-        ("insensitive", "key"), ("insensitive", "value"), ("ablation", "key"), ("ablation", "value")]
+        ("insensitive", "key"), ("insensitive", "value"), ("ablation", "key"), ("ablation", "value"), ("turned", "value")]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,13 @@ def thresholds(x, fraction, axis):
     return low.astype(np.float32).astype(np.float64), high.astype(np.float32).astype(np.float64)
 
 
+def turned(x):
+    """Each head by a Walsh-Hadamard matrix; the bundled model's heads have a power of two of channels."""
+    heads = x.reshape(len(x), KV_HEADS, -1)
+    size = heads.shape[-1]
+    return (heads @ (hadamard(size) / np.sqrt(size))).reshape(x.shape)
+
+
 def points_and_weights(x, squares, fraction, groups, scaled):
     """The inliers x' and their F s^2 (F where not scaled); groups: 0 for thresholds of each channel, else of so many parts of
     each token. Also how many elements were left out."""
@@ -149,8 +158,11 @@ def fitted(books, captured, gradients, name, kind, fraction, layer):
     """What a run stored of a fit; the points and the weights that it was to; how many elements were left out."""
     # The ablation's own fits are those that count sinks.
     tokens, path = (every_token, f"{kind}/with_sinks") if name == "ablation" else (without_sinks, kind)
-    x = tokens(captured[kind, layer])
-    squares = np.ones_like(x) if name == "insensitive" else tokens(gradients[kind, layer]) ** 2
+    x, slopes = tokens(captured[kind, layer]), tokens(gradients[kind, layer])
+    if name == "turned":
+        # Extremes must be themselves, once thresholds are float32.
+        x, slopes = turned(x).astype(np.float32).astype(np.float64), turned(slopes)
+    squares = np.ones_like(x) if name == "insensitive" else slopes**2
     groups = 0 if kind == "key" else KV_HEADS if name == "head" else 1
     group = books[name][f"layers/{layer:04d}/{path}/outliers_{fraction:g}"]
     return group, *points_and_weights(x, squares, fraction, groups, scaled=name != "unscaled")
@@ -326,6 +338,42 @@ def test_datatypes_reach_the_optimum(books, captured, gradients, name, kind, fra
         assert attributes["qnorm_offset"] == pytest.approx(points.mean() - nearest.mean() * scale, abs=1e-4)
         assert h5py_text(attributes["weights"]) == ("none" if insensitive else "fisher")
 
+
+@pytest.mark.parametrize("layer", FITTED)
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_fitted_ranges_err_less_and_have_the_optimal_datatype(books, captured, gradients, fraction, layer):
+    plain, own = (books[name][f"layers/{layer:04d}/key/outliers_{fraction:g}"] for name in ("plain", "turned"))
+    x, squares = without_sinks(captured["key", layer]), without_sinks(gradients["key", layer]) ** 2
+    low, high = thresholds(x, fraction, axis=0)
+    inside = (x >= low) & (x <= high)
+    for name in ("lower", "upper", "histogram"):
+        np.testing.assert_array_equal(own[name][:], plain[name][:])
+    for bits in BITS:
+        stored, attributes = own[f"nuq{bits}"], dict(own[f"nuq{bits}/centroids"].attrs)
+        scale, zero, centroids = (stored[name][:].astype(np.float64) for name in ("scale", "zero", "centroids"))
+        points, weights = ((x - zero) / scale)[inside], (squares * scale**2)[inside]
+        optimum = optimal_objectives(points, weights, 1 << bits)[-1]
+        assert attributes["objective"] == pytest.approx(optimum, rel=2 * OBJECTIVE_TOLERANCE)
+        assert optimum * 0.99 < attributes["lower_bound"] <= optimum * (1 + 2 * OBJECTIVE_TOLERANCE)
+        nearest = quantised(points, centroids)
+        assert (weights * (points - nearest) ** 2).sum() == pytest.approx(attributes["objective"], rel=1e-5)
+        assert attributes["objective"] < 0.98 * plain[f"nuq{bits}/centroids"].attrs["objective"]
+        assert (centroids[0], centroids[-1]) == (-1, 1)
+        np.testing.assert_allclose(stored["histogram"][:], shares(points, weights), rtol=0, atol=10 * SHARE_TOLERANCE)
+        spread = points.std() / nearest.std()
+        assert attributes["qnorm_scale"] == pytest.approx(spread, rel=1e-4)
+        assert attributes["qnorm_offset"] == pytest.approx(points.mean() - nearest.mean() * spread, abs=1e-4)
+
+
+@pytest.mark.parametrize("layer", FITTED)
+def test_of_turned_values_only_what_is_quantised_is_turned(books, layer):
+    plain, own = (books[name][f"layers/{layer:04d}/value"] for name in ("plain", "turned"))
+    assert h5py_text(own.attrs["rotation"]) == "hadamard"
+    assert own.attrs["rotation_block"] == books["turned"][f"layers/{layer:04d}"].attrs["value_dim"]
+    assert "rotation" not in plain.attrs and "scale" not in own["outliers_0/nuq2"]
+    for name in ("fisher_channel", "magnitudes/channel_quantiles", "magnitudes/tensor_best"):
+        np.testing.assert_array_equal(own[name][:], plain[name][:])
+    assert np.abs(own["outliers_0/histogram"][:] - plain["outliers_0/histogram"][:]).max() > 50 * SHARE_TOLERANCE
 
 
 def by_pairs(a, combine):

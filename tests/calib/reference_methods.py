@@ -33,7 +33,12 @@ def away_from_zero(x):
 def on_levels(x, low, high, levels, read=None):
     """x normalised from [low, high] to [-1, 1], rounded to the nearest of the ascending levels, and back; read: what a code is
     read back as, where it is not the level itself (Q-Norm). A tie takes the lower level, what lies outside the end one."""
-    zero, span = half((high + low) / 2), half((high - low) / 2)
+    return on_ranges(x, (high + low) / 2, (high - low) / 2, levels, read)
+
+
+def on_ranges(x, zero, span, levels, read=None):
+    """The same by the middle of the range and half its width."""
+    zero, span = half(zero), half(span)
     u = torch.where(span > 0, (x - zero) / span, 0.0)
     code = torch.bucketize(u.contiguous(), (levels[1:] + levels[:-1]) / 2)
     return (levels if read is None else read)[code] * span + zero
@@ -84,6 +89,15 @@ def stored_levels(group, bits, qnorm):
 KEY_SLACK = 1e-5
 
 
+def rotation(tensor):
+    """What turns a tensor's channels, and turns them back: its matrix is its own inverse."""
+    if "rotation" not in tensor.attrs:
+        return lambda x: x
+    block = int(tensor.attrs["rotation_block"])
+    matrix = torch.from_numpy(hadamard(block) / math.sqrt(block)).float()
+    return lambda x: (x.unflatten(1, (-1, block)) @ matrix).flatten(1)
+
+
 def from_codebook(book, bits, fraction, qnorm, no_sinks):
     """nuq: keys by channel with the file's thresholds, values by token (or token and kv head) with thresholds found here.
     no_sinks: from the statistics that count sinks, and none is kept exact."""
@@ -94,7 +108,11 @@ def from_codebook(book, bits, fraction, qnorm, no_sinks):
     by_head = (scope.decode() if isinstance(scope, bytes) else scope) == "head"
 
     def store(group, x, low, high, slack=0.0):
-        result = on_levels(x, low, high, *stored_levels(group, bits, qnorm))
+        datatype = group[f"nuq{bits}"]
+        zero, span = (low + high) / 2, (high - low) / 2
+        if "scale" in datatype:
+            zero, span = (torch.from_numpy(datatype[name][:]) for name in ("zero", "scale"))
+        result = on_ranges(x, zero, span, *stored_levels(group, bits, qnorm))
         if fraction > 0:
             result = torch.where((x < low - slack) | (x > high + slack), half(x), result)
         result[:sinks] = half(x[:sinks])
@@ -107,9 +125,10 @@ def from_codebook(book, bits, fraction, qnorm, no_sinks):
 
     def value(layer, x):
         heads = int(book[f"layers/{layer:04d}"].attrs["kv_heads"]) if by_head else 1
-        x = x.unflatten(1, (heads, -1))
+        turn = rotation(book[f"layers/{layer:04d}/value"])
+        x = turn(x).unflatten(1, (heads, -1))
         low, high = (torch.quantile(x, p, dim=2, keepdim=True) for p in (fraction / 2, 1 - fraction / 2))
-        return store(book[f"layers/{layer:04d}/value{fit}"], x, low, high).flatten(1)
+        return turn(store(book[f"layers/{layer:04d}/value{fit}"], x, low, high).flatten(1))
 
     return Method(rotated=False, key=key, value=value)
 

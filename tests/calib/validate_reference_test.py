@@ -57,6 +57,9 @@ CASES = {"bundled": Case("bundled", "token", METHODS + PAGED), "TinyStories-656K
          "stories260K-hf": Case("stories260K-hf", "token", ["fp"]),
          "bundled-head": Case("bundled", "head", ["fp", "nuq2", "nuq3", "nuq3-1%", "nuq3-1%-qn", "nuq3-1%-nosink",
                                                   "nuq3-1%-paged"]),
+         "bundled-turned": Case("bundled", "token", ["fp", "nuq2", "nuq3", "nuq4", "nuq2-1%", "nuq3-1%", "nuq4-1%", "nuq3-1%-qn"],
+                                fitted=("--bits", "2,3,4", "--outliers", "0,0.01", "--ranges", "fitted", "--value-rotation",
+                                        "hadamard")),
          "bundled-slots": Case("bundled", "head", ["fp", *OVERFLOWING], fitted=("--bits", "3", "--outliers", "0.1"))}
 
 

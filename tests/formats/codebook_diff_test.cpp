@@ -173,7 +173,7 @@ TEST(CodebookDiff, TextsWithTheSameBeginningOfTheHashDiffer) {
 
 TEST(CodebookDiff, AttributesAreNamedAsTheFileHasThem) {
   Codebook other = codebook();
-  other.schema_minor = 3;
+  other.schema_minor = 4;
   other.calibration.sinks = 4;
   other.layers[0].window = 128;
   other.layers[0].key().halves.threshold_shift = 0.5;

@@ -78,7 +78,7 @@ def test_a_host_programs_own_file_is_flushed_at_its_exit(path, tmp_path):
 def test_names_types_and_values(path):
     with h5py.File(path, "r") as file:
         assert file.attrs["format"] == b"kvcal-codebook"
-        assert file.attrs["schema_major"] == 1 and file.attrs["schema_minor"] == 2
+        assert file.attrs["schema_major"] == 1 and file.attrs["schema_minor"] == 3
         assert file.attrs["complete"] == 1 and file.attrs["complete"].dtype == np.uint8
         assert list(file) == ["calibration", "layers", "model"]
         assert list(file["layers"]) == ["0000", "0002"]
@@ -108,13 +108,16 @@ def test_names_types_and_values(path):
         assert centroids.shape == (8,)
         assert centroids.attrs["qnorm_scale"] == 1.03 and centroids.attrs["objective"] == 12.5
         assert centroids.attrs["weights"] == b"fisher"
+        assert list(layer["key/outliers_0.01/nuq2"]) == ["centroids", "histogram", "scale", "zero"]
+        assert layer["key/outliers_0.01/nuq2/scale"].shape == (8,) and list(layer["value/outliers_0/nuq2"]) == ["centroids"]
+        assert layer["value"].attrs["rotation"] == b"hadamard" and layer["value"].attrs["rotation_block"] == 1
 
 
 def test_every_dataset_is_float32_with_fletcher32(path):
     seen = []
     with h5py.File(path, "r") as file:
         file.visititems(lambda name, item: seen.append(item) if isinstance(item, h5py.Dataset) else None)
-        assert len(seen) == 2 * (2 + 2 * (2 * 2 + 2 * 2 * 2 + 2 * 2) + 2 * 2 + 4 * 3 * 2)
+        assert len(seen) == 2 * (2 + 2 * (2 * 2 + 2 * 2 * 2 + 2 * 2) + 2 * 2 * 3 + 2 * 2 + 4 * 3 * 2)
         for dataset in seen:
             assert dataset.fletcher32 and dataset.dtype == np.dtype("<f4"), dataset.name
 
@@ -130,8 +133,8 @@ def reseal(file):
 
 def test_what_a_newer_minor_version_adds_is_passed_over_but_hashed(path):
     with h5py.File(path, "r+") as file:
-        file.attrs["schema_minor"] = 3
-        file["layers/0000/key/outliers_0.01/nuq3"].create_dataset("scale", data=np.ones(8, "f4"), fletcher32=True)
+        file.attrs["schema_minor"] = 4
+        file["layers/0000/key/outliers_0.01/nuq3"].create_dataset("steps", data=np.ones(8, "f4"), fletcher32=True)
         file["layers/0000"].attrs["note"] = "text of variable length"
         file.create_group("extra").attrs["list"] = np.arange(3)
         reseal(file)

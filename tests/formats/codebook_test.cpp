@@ -263,6 +263,21 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
       },
       "/calibration@texts: has ");
   const auto datatype = [](Codebook& c) -> Datatype& { return c.layers[0].key().outliers[0].datatypes[1]; };
+  const auto fitted = [](Codebook& c) -> Datatype& { return c.layers[0].key().outliers[0].datatypes[0]; };
+  expect([&](Codebook& c) { fitted(c).zero.clear(); },
+         "/layers/0000/key/outliers_0/nuq2/zero: has 0 elements; the layer's shape asks for 8");
+  expect([&](Codebook& c) { fitted(c).scale.pop_back(); }, "outliers_0/nuq2/scale: has 7 elements");
+  expect([&](Codebook& c) { fitted(c).scale[2] = -1; }, "outliers_0/nuq2/scale: element 2 is negative: -1");
+  expect([&](Codebook& c) { fitted(c).zero[3] = INFINITY; }, "outliers_0/nuq2/zero: element 3 is not finite");
+  expect([&](Codebook& c) { fitted(c).histogram.pop_back(); }, "outliers_0/nuq2/histogram: has 127 elements");
+  expect([&](Codebook& c) { c.layers[0].value().outliers[0].datatypes[0].scale = fitted(c).scale; },
+         "/layers/0000/value/outliers_0/nuq2/scale: there is one, and thresholds are a token's");
+  expect([](Codebook& c) { c.layers[0].value().rotation_block = 2; },
+         "/layers/0000/value: rotation_block is 2; expected a power of two that divides the 3 channels");
+  expect([](Codebook& c) { c.layers[0].value().rotation_block = 4; },
+         "/layers/0000/value: rotation_block is 4; expected 1 to 3");
+  expect([](Codebook& c) { c.layers[0].key().rotation_block = 4; },
+         "/layers/0000/key: is turned, and its thresholds are a channel's");
   expect([&](Codebook& c) { datatype(c).centroids.back() = 1e30F; },
          "/layers/0000/key/outliers_0/nuq3/centroids: centroid 7 is 1e+30; expected -1 to 1");
   expect([&](Codebook& c) { datatype(c).weights = "banana"; },

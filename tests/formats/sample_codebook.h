@@ -20,6 +20,8 @@ inline TensorCodebook sample_tensor(const CachedTensor& described, float seed) {
   const int channels = static_cast<int>(described.channels());
   tensor.fisher_channel = ramp(channels, seed, 0.25F);
   tensor.halves = {0.0125, 0.5};
+  if (described.thresholds == ThresholdScope::token)
+    tensor.rotation_block = described.dim & (~described.dim + 1);
   for (const double fraction : {0.0, 0.01}) {
     OutlierSet set;
     set.fraction = fraction;
@@ -36,6 +38,11 @@ inline TensorCodebook sample_tensor(const CachedTensor& described, float seed) {
       datatype.objective = 12.5 + seed;
       datatype.lower_bound = 12.25;
       datatype.weights = bits == 2 ? "uniform" : "fisher";
+      if (bits == 2 && !set.lower.empty()) {
+        datatype.scale = ramp(channels, 2.5F + seed, 0.2F);
+        datatype.zero = ramp(channels, -0.5F, 0.1F);
+        datatype.histogram = ramp(kHistogramBins, 0, 1.0F / 8128);
+      }
       set.datatypes.push_back(datatype);
     }
     set.histogram = ramp(kHistogramBins, 0, 1.0F / 8128);

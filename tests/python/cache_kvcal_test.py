@@ -16,6 +16,8 @@ MODEL = SOURCE / "data" / "model"
 DEMO = SOURCE / "data" / "demo"
 LAYERS, CHANNELS = 5, 128
 WINDOWS, SEQLEN = 4, 192
+# What is calibrated: thresholds of values by token and by head; fitted ranges of keys and turned values.
+RUNS = {"token": (), "head": ("--value-scope", "head"), "turned": ("--ranges", "fitted", "--value-rotation", "hadamard")}
 
 if not KVCAL.exists():
     pytest.skip(f"no program at {KVCAL}: build it and set KVCAL_BUILD", allow_module_level=True)
@@ -40,13 +42,13 @@ def tokens():
     return torch.tensor(tokenizer(text)["input_ids"][: WINDOWS * SEQLEN]).view(WINDOWS, SEQLEN)
 
 
-@pytest.fixture(scope="module", params=["token", "head"])
+@pytest.fixture(scope="module", params=RUNS)
 def export(request, tmp_path_factory):
-    """(codebook, its export), of thresholds of values by token and by head."""
+    """(codebook, its export) of a run."""
     folder = tmp_path_factory.mktemp(request.param)
     book, out = folder / "model.h5", folder / "model.safetensors"
     kvcal("calibrate", "-m", MODEL, "-f", DEMO / "calibrate.txt", "--samples", 4, "--seqlen", 256, "--dtype", "float32",
-          "--threads", 2, "--value-scope", request.param, "-o", book)
+          "--threads", 2, *RUNS[request.param], "-o", book)
     kvcal("export", book, "--format", "safetensors", "--out", out)
     return book, out
 

@@ -35,7 +35,8 @@ def key_bounds(channels, seed=1):
     return lower, upper
 
 
-def make_tables(bits, channels, fraction, groups=0, qnorm=(1.0, 0.0)):
+def make_tables(bits, channels, fraction, groups=0, qnorm=(1.0, 0.0), narrowed=1.0):
+    """narrowed: by what keys' ranges are multiplied, as fitted ones are narrower than those of their thresholds."""
     centroids = torch.from_numpy(centroids_of(bits))
     levels = centroids * torch.tensor(qnorm[0], dtype=torch.float32) + torch.tensor(qnorm[1], dtype=torch.float32)
     midpoints = (centroids[:-1] + centroids[1:]) * 0.5
@@ -43,6 +44,7 @@ def make_tables(bits, channels, fraction, groups=0, qnorm=(1.0, 0.0)):
         return codec.TensorTables(bits, channels, fraction, groups, midpoints, levels)
     lower, upper = map(torch.from_numpy, key_bounds(channels))
     scale, zero = codec.affine_of(lower, upper)
+    scale = (scale.float() * narrowed).half()
     return codec.TensorTables(bits, channels, fraction, 0, midpoints, levels, zero, scale, *((lower, upper) if fraction else ()))
 
 
@@ -65,7 +67,7 @@ def pack(codes, bits):
 class Reference:
     """docs/codebook-format.md, one number after the other."""
 
-    def __init__(self, x, bits, fraction, groups, qnorm=(1.0, 0.0)):
+    def __init__(self, x, bits, fraction, groups, qnorm=(1.0, 0.0), narrowed=1.0):
         centroids = centroids_of(bits)
         midpoints = [f32(f32(a + b) * f32(0.5)) for a, b in zip(centroids[:-1], centroids[1:])]
         channels = x.shape[1]
@@ -81,6 +83,8 @@ class Reference:
             with np.errstate(over="ignore"):
                 zero = (f32(upper + lower) * f32(0.5)).astype(f16)
                 scale = (f32(upper - lower) * f32(0.5)).astype(f16)
+            if not groups:
+                scale = (scale.astype(f32) * f32(narrowed)).astype(f16)
             if groups:
                 self.affines.append([[scale[g * channels // groups], zero[g * channels // groups]] for g in range(groups)])
             found, codes = [], []
@@ -113,9 +117,9 @@ CASES = [(groups, fraction, channels) for groups in (0, 1, 3) for fraction in (0
 @pytest.mark.parametrize("groups,fraction,channels", CASES)
 def test_the_same_bits_as_numpy(bits, groups, fraction, channels, coder):
     x = numbers(11, channels)
-    qnorm = (1.03, -0.004) if bits == 3 else (1.0, 0.0)
-    expected = Reference(x, bits, fraction, groups, qnorm)
-    tables = make_tables(bits, channels, fraction, groups, qnorm)
+    changes = {"qnorm": (1.03, -0.004)} if bits == 3 else {"narrowed": 0.75} if bits == 2 else {}
+    expected = Reference(x, bits, fraction, groups, **changes)
+    tables = make_tables(bits, channels, fraction, groups, **changes)
     rows, faults = coder(tables).encode_rows(torch.from_numpy(x), tables)
     assert faults.tolist() == [-1, -1, -1]
     assert rows.codes.tolist() == expected.codes
@@ -224,3 +228,14 @@ def test_faults_say_where(number, place, groups, what):
     assert found is not None and found.startswith(what)
     x[place] = 65504.0 if groups == 0 else 1000.0
     assert describe_fault(PackedTensor(tables).append(x, layout).tolist(), 24, groups, layout, 0, 6) is None
+
+
+@pytest.mark.parametrize("block", [1, 2, 8, 64])
+def test_a_hadamard_turn_is_the_matrix_of_each_block_and_its_own_inverse(block):
+    hadamard = pytest.importorskip("scipy.linalg").hadamard
+    x = torch.randn(5, 3 * block, generator=torch.Generator().manual_seed(1))
+    turned = codec.turn_hadamard(x, block)
+    expected = x.double().unflatten(1, (3, block)) @ torch.from_numpy(hadamard(block) / np.sqrt(block))
+    assert turned.dtype == torch.float32 and turned.shape == x.shape
+    torch.testing.assert_close(turned.double(), expected.flatten(1), rtol=0, atol=3e-6)
+    torch.testing.assert_close(codec.turn_hadamard(turned, block), x, rtol=0, atol=3e-6)

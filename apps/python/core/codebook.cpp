@@ -72,6 +72,13 @@ void bind_datatype(nb::module_& module) {
       module, "Datatype",
       "A non-uniform datatype: 2^bits centroids in the normalised range [-1, 1], ascending.");
   def_array(type, "centroids", &Datatype::centroids, "[2^bits], ascending, read-only");
+  def_array(
+      type, "scale", &Datatype::scale,
+      "[channels], of ranges fitted to this datatype: x = scale * centroid + zero; empty: by the thresholds");
+  def_array(type, "zero", &Datatype::zero, "[channels], as scale");
+  def_array(
+      type, "histogram", &Datatype::histogram,
+      "[128] equal parts of [-1, 1] of the fitted ranges: the share of the fit's weight in each; else empty");
   type.def_ro("bits", &Datatype::bits)
       .def_ro("qnorm_scale", &Datatype::qnorm_scale,
               "With Q-Norm a code dequantises to centroid * qnorm_scale + qnorm_offset.")
@@ -156,6 +163,8 @@ void bind_tensor(nb::module_& module) {
             return formats::threshold_scope_name(tensor.tensor.thresholds);
           },
           "\"channel\": stored; \"token\": found when a token is quantised")
+      .def_ro("rotation_block", &TensorCodebook::rotation_block,
+              "Channels that a Hadamard matrix turns together before anything else; 0: none.")
       .def_prop_ro(
           "threshold_shift", [](const TensorCodebook& tensor) { return tensor.halves.threshold_shift; },
           "How far the thresholds of the sample's two halves differ.")

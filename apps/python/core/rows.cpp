@@ -14,6 +14,7 @@
 
 #include "apps/python/core/bindings.h"
 #include "base/error.h"
+#include "cuda/kernels/float16.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -86,6 +87,12 @@ Parts parts_of(codec::PackedRows packed) {
           to_numpy<Out<std::uint16_t, nb::ndim<1>>>(std::move(values), {outliers})};
 }
 
+std::vector<float> widened(const Halves& halves) {
+  std::vector<float> numbers(halves.size());
+  std::transform(halves.data(), halves.data() + halves.size(), numbers.begin(), codec::half_to_float);
+  return numbers;
+}
+
 /// What a layer's keys or values are coded with.
 class RowTables {
  public:
@@ -94,8 +101,8 @@ class RowTables {
             const std::optional<Floats>& lower, const std::optional<Floats>& upper)
       : datatype_(datatype_of(bits, midpoints, levels)), channels_(channels), value_{fraction, groups} {
     if (groups > 0) return;
-    if (lower && upper) {
-      normaliser_.emplace(span_of(*lower), span_of(*upper), fraction);
+    if (lower && upper && scale && zero) {
+      normaliser_.emplace(span_of(*lower), span_of(*upper), fraction, widened(*scale), widened(*zero));
     } else if (scale && zero && scale->size() == zero->size()) {
       std::vector<codec::Affine> affines;
       for (std::size_t c = 0; c < scale->size(); ++c) affines.push_back({scale->data()[c], zero->data()[c]});

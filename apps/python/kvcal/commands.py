@@ -44,6 +44,8 @@ def calibrate(
     value_scope: Literal["token", "head"] | None = None,
     sensitivity: Literal["fisher", "none"] | None = None,
     fisher_scale: Literal["range", "none"] | None = None,
+    ranges: Literal["threshold", "fitted"] | None = None,
+    value_rotation: Literal["none", "hadamard"] | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] | None = None,
     device: str | None = None,
     threads: int | None = None,

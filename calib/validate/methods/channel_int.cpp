@@ -46,7 +46,7 @@ class ChannelInt final : public CacheMethod {
     }
     if (const formats::OutlierSet* set = extremes(*found, name_.after_rope)) {
       const auto point = name_.after_rope ? point_after_rope(tensor) : fisher::CachePoint::cached;
-      return channel_storage({datatype_, point}, set->lower, set->upper, 0);
+      return channel_storage({datatype_, point}, {set->lower, set->upper, 0}, 0);
     }
     throw base::InvalidInput(base::concat(
         name_of(name_), ": the codebook holds no range of the channels of layer ", layer, ", ", tensor.name,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace kvcal::calib {
 namespace {
@@ -45,9 +46,8 @@ class CodecStorage : public TensorStorage {
 
 class ChannelStorage final : public CodecStorage {
  public:
-  ChannelStorage(const CodecOptions& options, const std::vector<float>& lower,
-                 const std::vector<float>& upper, double outliers)
-      : CodecStorage(options, outliers), normaliser_(lower, upper, outliers) {}
+  ChannelStorage(const CodecOptions& options, codec::KeyNormaliser normaliser, double outliers)
+      : CodecStorage(options, outliers), normaliser_(std::move(normaliser)) {}
 
   StorageUse store(std::int64_t first, std::span<const float> x, std::span<float> read) const override {
     const codec::PackedRows packed = codec::encode_keys(x, normaliser_, datatype(), rows(first));
@@ -104,9 +104,14 @@ codec::Datatype codec_datatype(const formats::Datatype& datatype, bool qnorm) {
                                                    static_cast<float>(datatype.qnorm_offset)});
 }
 
-std::unique_ptr<TensorStorage> channel_storage(const CodecOptions& options, const std::vector<float>& lower,
-                                               const std::vector<float>& upper, double outliers) {
-  return std::make_unique<ChannelStorage>(options, lower, upper, outliers);
+codec::KeyNormaliser key_normaliser(const formats::OutlierSet& outliers, const formats::Datatype& datatype) {
+  if (!datatype.has_ranges()) return {outliers.lower, outliers.upper, outliers.fraction};
+  return {outliers.lower, outliers.upper, outliers.fraction, datatype.scale, datatype.zero};
+}
+
+std::unique_ptr<TensorStorage> channel_storage(const CodecOptions& options, codec::KeyNormaliser normaliser,
+                                               double outliers) {
+  return std::make_unique<ChannelStorage>(options, std::move(normaliser), outliers);
 }
 
 std::unique_ptr<TensorStorage> token_storage(const CodecOptions& options, std::size_t channels,

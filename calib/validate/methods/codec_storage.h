@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "calib/validate/cache_method.h"
 #include "cuda/row_codec.h"
@@ -13,6 +12,9 @@ namespace kvcal::calib {
 
 /// A codebook's datatype as the codec has it.
 [[nodiscard]] codec::Datatype codec_datatype(const formats::Datatype& datatype, bool qnorm);
+/// And how its keys are normalised: by ranges of its own where it has them, else by the thresholds.
+[[nodiscard]] codec::KeyNormaliser key_normaliser(const formats::OutlierSet& outliers,
+                                                  const formats::Datatype& datatype);
 
 struct CodecOptions {
   codec::Datatype datatype;
@@ -21,10 +23,9 @@ struct CodecOptions {
   std::int64_t table_bytes = 0;  ///< of the datatype, where the layer must hold it
 };
 
-/// Thresholds by channel: lower and upper [channels], and the share of numbers beyond them that is kept apart.
+/// Thresholds by channel, and the share of numbers beyond them that is kept apart.
 [[nodiscard]] std::unique_ptr<TensorStorage> channel_storage(const CodecOptions& options,
-                                                             const std::vector<float>& lower,
-                                                             const std::vector<float>& upper,
+                                                             codec::KeyNormaliser normaliser,
                                                              double outliers);
 
 /// Thresholds found in each token, for each of its groups.

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "calib/validate/methods/codec_storage.h"
 #include "calib/validate/methods/record_storage.h"
+#include "calib/validate/methods/turned_storage.h"
 #include "formats/datatype_choice.h"
 
 namespace kvcal::calib {
@@ -58,6 +59,7 @@ std::string list(const std::vector<std::string>& names) {
 
 /// What the codebook says of one tensor at one fraction and bits.
 struct TensorFit {
+  const formats::TensorCodebook& tensor;
   const formats::OutlierSet& outliers;
   const formats::Datatype& datatype;
 };
@@ -98,27 +100,35 @@ class Nuq final : public CacheMethod {
   [[nodiscard]] std::unique_ptr<TensorStorage> storage(int layer,
                                                        const formats::CachedTensor& tensor) const override {
     const TensorFit fit = find(layer, tensor);
+    std::unique_ptr<TensorStorage> storage = plain_storage(tensor, fit);
+    const auto block = static_cast<std::size_t>(fit.tensor.rotation_block);
+    return block > 0 ? turned_storage(std::move(storage), block) : std::move(storage);
+  }
+
+ private:
+  // Of the tensor as the codebook's statistics are of it: turned, perhaps.
+  [[nodiscard]] std::unique_ptr<TensorStorage> plain_storage(const formats::CachedTensor& tensor,
+                                                             const TensorFit& fit) const {
     const formats::CalibrationInfo& calibration = codebook_.calibration;
     const codec::Datatype datatype = codec_datatype(fit.datatype, name_.qnorm);
-    if (name_.coder) return record_storage(tensor, fit.outliers, datatype);
+    if (name_.coder) return record_storage(tensor, fit, datatype);
     const CodecOptions options{datatype, fisher::CachePoint::cached,
                                name_.no_sinks ? 0 : static_cast<std::size_t>(calibration.sinks),
                                table_bytes(datatype)};
     const double fraction = fit.outliers.fraction;
     if (tensor.thresholds == formats::ThresholdScope::channel)
-      return channel_storage(options, fit.outliers.lower, fit.outliers.upper, fraction);
+      return channel_storage(options, key_normaliser(fit.outliers, fit.datatype), fraction);
     return token_storage(options, static_cast<std::size_t>(tensor.channels()),
                          {fraction, calibration.value_scope == "head" ? tensor.heads : 1});
   }
 
- private:
   [[nodiscard]] std::unique_ptr<TensorStorage> record_storage(const formats::CachedTensor& tensor,
-                                                              const formats::OutlierSet& outliers,
+                                                              const TensorFit& fit,
                                                               const codec::Datatype& datatype) const {
     const RecordOptions options =
-        record_options(tensor, *name_.coder, datatype, outliers.fraction, codebook_.calibration.sinks);
+        record_options(tensor, *name_.coder, datatype, fit.outliers.fraction, codebook_.calibration.sinks);
     if (tensor.thresholds == formats::ThresholdScope::channel)
-      return key_record_storage(options, outliers.lower, outliers.upper);
+      return key_record_storage(options, key_normaliser(fit.outliers, fit.datatype));
     return value_record_storage(options);
   }
 
@@ -132,7 +142,7 @@ class Nuq final : public CacheMethod {
       missing(base::concat("tensor of ", tensor.heads, " heads of ", tensor.dim));
     const formats::ChosenDatatype chosen =
         formats::find_datatype(sets_of(*found, name_.no_sinks), {name_.bits, name_.fraction, false});
-    if (chosen.datatype != nullptr) return {*chosen.outliers, *chosen.datatype};
+    if (chosen.datatype != nullptr) return {*found, *chosen.outliers, *chosen.datatype};
     missing("such datatype");
     throw base::Error("unreachable");
   }

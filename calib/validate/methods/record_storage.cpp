@@ -1,6 +1,8 @@
 #include "calib/validate/methods/record_storage.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "cuda/kernels/record_sizes.h"
@@ -102,9 +104,8 @@ std::string record_problem(const RecordOptions& options) {
 }
 
 std::unique_ptr<TensorStorage> key_record_storage(const RecordOptions& options,
-                                                  const std::vector<float>& lower,
-                                                  const std::vector<float>& upper) {
-  return std::make_unique<RecordStorage>(options, true, codec::KeyNormaliser(lower, upper, options.outliers));
+                                                  codec::KeyNormaliser normaliser) {
+  return std::make_unique<RecordStorage>(options, true, std::move(normaliser));
 }
 
 std::unique_ptr<TensorStorage> value_record_storage(const RecordOptions& options) {

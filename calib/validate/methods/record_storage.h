@@ -3,10 +3,10 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
 #include "calib/validate/cache_method.h"
 #include "cuda/kernels/codec_math.h"
+#include "cuda/vector_codec.h"
 
 namespace kvcal::calib {
 
@@ -26,10 +26,9 @@ struct RecordOptions {
 /// Why records have no place for a tensor, "" where they have: the head dimension, or the number of sinks.
 [[nodiscard]] std::string record_problem(const RecordOptions& options);
 
-/// Thresholds by channel: lower and upper [heads * dim]. record_problem() is "".
+/// Thresholds by channel, [heads * dim]. record_problem() is "".
 [[nodiscard]] std::unique_ptr<TensorStorage> key_record_storage(const RecordOptions& options,
-                                                                const std::vector<float>& lower,
-                                                                const std::vector<float>& upper);
+                                                                codec::KeyNormaliser normaliser);
 
 /// Thresholds found in each token and head.
 [[nodiscard]] std::unique_ptr<TensorStorage> value_record_storage(const RecordOptions& options);

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "calib/validate/cache_method.h"
 #include "cuda/bit_pack.h"
+#include "cuda/hadamard.h"
 #include "cuda/kernels/float16.h"
 #include "cuda/vector_codec.h"
 
@@ -62,19 +63,17 @@ std::uint64_t split_mix(std::uint64_t& state) {
 class Rotation {
  public:
   explicit Rotation(std::size_t dim)
-      : block_(largest_block(dim)), signs_{random_signs(dim, 0), random_signs(dim, 1)} {}
-
-  [[nodiscard]] static std::size_t largest_block(std::size_t dim) { return dim & (~dim + 1); }
+      : block_(codec::hadamard_block(dim)), signs_{random_signs(dim, 0), random_signs(dim, 1)} {}
 
   void forward(std::span<float> x) const {
     for (const std::vector<float>& signs : signs_) {
       flip(x, signs);
-      hadamard(x);
+      codec::turn_hadamard(x, block_);
     }
   }
   void inverse(std::span<float> x) const {
     for (auto signs = signs_.rbegin(); signs != signs_.rend(); ++signs) {
-      hadamard(x);
+      codec::turn_hadamard(x, block_);
       flip(x, *signs);
     }
   }
@@ -89,22 +88,6 @@ class Rotation {
 
   static void flip(std::span<float> x, std::span<const float> signs) {
     for (std::size_t i = 0; i < x.size(); ++i) x[i] *= signs[i];
-  }
-
-  // Walsh-Hadamard, in place, its own inverse.
-  void hadamard(std::span<float> x) const {
-    // A block is a multiple of twice every step, so that pairs never reach into the next one.
-    for (std::size_t step = 1; step < block_; step *= 2) {
-      for (std::size_t begin = 0; begin < x.size(); begin += 2 * step) {
-        for (std::size_t i = begin; i < begin + step; ++i) {
-          const float a = x[i], b = x[i + step];
-          x[i] = a + b;
-          x[i + step] = a - b;
-        }
-      }
-    }
-    const float scale = 1.0F / std::sqrt(static_cast<float>(block_));
-    for (float& value : x) value *= scale;
   }
 
   std::size_t block_;
@@ -201,7 +184,7 @@ class Rotated final : public CacheMethod {
 
   [[nodiscard]] std::unique_ptr<TensorStorage> storage(int layer,
                                                        const formats::CachedTensor& tensor) const override {
-    if (Rotation::largest_block(static_cast<std::size_t>(tensor.dim)) < kShortestTransform) {
+    if (codec::hadamard_block(static_cast<std::size_t>(tensor.dim)) < kShortestTransform) {
       throw base::InvalidInput(base::concat(name_.name, ", layer ", layer, ": the heads of '", tensor.name,
                                             "' have ", tensor.dim, " channels, which ", kShortestTransform,
                                             " does not divide; choose another method"));

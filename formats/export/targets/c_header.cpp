@@ -58,6 +58,8 @@ std::string string_literal(std::string_view text, const char* what) {
   return literal + "\"";
 }
 
+constexpr std::string_view kTarget = "the header";
+
 // In the order of the layers.
 std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoice& choice) {
   std::vector<LayerTables> tables;
@@ -66,8 +68,10 @@ std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoic
       throw InvalidInput(concat("layer ", layer.index, ": caches other tensors than keys and values of the ",
                                 "same heads, for which the header has no tables"));
     }
+    refuse_rotation(layer, kTarget);
     tables.push_back({&layer, require_datatype(layer.index, layer.key(), choice),
                       require_datatype(layer.index, layer.value(), choice)});
+    refuse_ranges(layer.index, layer.key(), *tables.back().key.datatype, kTarget);
   }
   return tables;
 }

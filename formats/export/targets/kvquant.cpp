@@ -31,6 +31,8 @@ constexpr int kHeads = 32;
 constexpr std::int64_t kHidden = 4096;
 constexpr double kFraction = 0.01;
 
+constexpr std::string_view kPickle = "KVQuant's pickle";
+
 // The least magnitude that rounds to infinity in fp16, in which both readers take thresholds.
 constexpr float kHalfOverflow = 65520;
 
@@ -39,6 +41,7 @@ constexpr float kHalfOverflow = 65520;
 }
 
 void check_layer(const LayerCodebook& layer, const ModelInfo& model) {
+  refuse_rotation(layer, kPickle);
   for (const TensorCodebook& tensor : layer.tensors) {
     const std::string& name = tensor.tensor.name;
     if (name != "key" && name != "value")
@@ -84,6 +87,7 @@ void write_entry(PickleWriter& pickle, int layer, const TensorCodebook& tensor,
                  const DatatypeChoice& choice) {
   const bool keys = tensor.tensor.thresholds == ThresholdScope::channel;
   const auto [set, datatype] = require_datatype(layer, tensor, choice);
+  refuse_ranges(layer, tensor, *datatype, kPickle);
   pickle.text(concat("model.layers.", layer, ".self_attn.", keys ? "k_proj" : "v_proj"));
   pickle.begin_tuple();
   if (keys) {

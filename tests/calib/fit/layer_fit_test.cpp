@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <random>
 
@@ -106,6 +107,139 @@ TEST(LayerFit, EveryDatatypeIsTheOptimum) {
       EXPECT_NEAR(datatype.objective, optimum, 1e-9 * optimum) << fraction << " " << datatype.bits;
       EXPECT_LE(datatype.lower_bound, datatype.objective * (1 + 1e-12));
       EXPECT_GE(datatype.lower_bound, datatype.objective * (1 - 1e-9));
+    }
+  }
+}
+
+/// Of keys, by the ranges of a datatype.
+WeightedPoints inliers(const CapturedTensor& keys, const formats::OutlierSet& set,
+                       const std::vector<double>& scale, const std::vector<double>& zero) {
+  WeightedPoints points;
+  for (std::int64_t r = 0; r < keys.x.tokens(); ++r) {
+    for (std::size_t c = 0; c < set.lower.size(); ++c) {
+      const float x = row_of(keys.x, r)[c];
+      if (x < set.lower[c] || x > set.upper[c]) continue;
+      const long double gradient = row_of(keys.gradients, r)[c];
+      points.emplace_back((static_cast<long double>(x) - zero[c]) / scale[c],
+                          gradient * gradient * scale[c] * scale[c]);
+    }
+  }
+  return points;
+}
+
+double error_of(const WeightedPoints& points, const std::vector<float>& centroids) {
+  long double sum = 0;
+  for (const auto& [point, weight] : points) {
+    long double least = INFINITY;
+    for (const float centroid : centroids) least = std::min(least, (point - centroid) * (point - centroid));
+    sum += weight * least;
+  }
+  return static_cast<double>(sum);
+}
+
+TEST(LayerFit, FittedRangesErrLessThanThresholds) {
+  const LayerCapture capture = random_capture(90, 8);
+  FitOptions options;
+  const formats::LayerCodebook plain = fit_layer(capture, kLayer, options);
+  options.fitted_ranges = true;
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, options);
+  EXPECT_EQ(fit.value(), plain.value());
+  for (std::size_t s = 0; s < 2; ++s) {
+    const formats::OutlierSet& set = fit.key().outliers[s];
+    EXPECT_EQ(set.lower, plain.key().outliers[s].lower);
+    EXPECT_EQ(set.histogram, plain.key().outliers[s].histogram);
+    for (std::size_t d = 0; d < 3; ++d) {
+      const formats::Datatype& datatype = set.datatypes[d];
+      SCOPED_TRACE(::testing::Message() << "fraction " << set.fraction << ", bits " << datatype.bits);
+      EXPECT_LT(datatype.objective, 0.95 * plain.key().outliers[s].datatypes[d].objective);
+      ASSERT_EQ(datatype.scale.size(), 8U);
+      EXPECT_EQ(datatype.centroids.front(), -1);
+      EXPECT_EQ(datatype.centroids.back(), 1);
+      EXPECT_EQ(datatype.histogram.size(), static_cast<std::size_t>(formats::kHistogramBins));
+      const std::vector<double> scale(datatype.scale.begin(), datatype.scale.end());
+      const std::vector<double> zero(datatype.zero.begin(), datatype.zero.end());
+      const WeightedPoints points = inliers(capture.tensors[0], set, scale, zero);
+      EXPECT_NEAR(datatype.objective, plain_optimum(points, 1 << datatype.bits), 1e-6 * datatype.objective);
+      EXPECT_NEAR(datatype.objective, error_of(points, datatype.centroids), 1e-6 * datatype.objective);
+    }
+  }
+}
+
+// Of the whole error no other range of any channel takes more than what the parts leave open.
+TEST(LayerFit, NoChannelHasABetterRangeNearItsOwn) {
+  const LayerCapture capture = random_capture(200, 4);
+  FitOptions options;
+  options.bits = {3};
+  options.outliers = {0.01};
+  options.fitted_ranges = true;
+  const formats::LayerCodebook codebook = fit_layer(capture, kLayer, options);
+  const formats::OutlierSet& set = codebook.key().outliers[0];
+  const formats::Datatype& datatype = set.datatypes[0];
+  const std::vector<double> scale(datatype.scale.begin(), datatype.scale.end());
+  const std::vector<double> zero(datatype.zero.begin(), datatype.zero.end());
+  for (std::size_t c = 0; c < 4; ++c) {
+    for (const double change : {-0.02, 0.02}) {
+      std::vector<double> other = scale;
+      other[c] *= 1 + change;
+      EXPECT_GT(error_of(inliers(capture.tensors[0], set, other, zero), datatype.centroids),
+                0.997 * datatype.objective);
+      other = zero;
+      other[c] += change * scale[c];
+      EXPECT_GT(error_of(inliers(capture.tensors[0], set, scale, other), datatype.centroids),
+                0.997 * datatype.objective);
+    }
+  }
+}
+
+TEST(LayerFit, RangesOfChannelsWithoutWeightAreThoseOfTheirThresholds) {
+  LayerCapture capture = random_capture(60, 4);
+  for (std::int64_t r = 0; r < 60; ++r) {
+    set_number(capture.tensors[0].gradients, r, 1, 0);  // no weight
+    set_number(capture.tensors[0].x, r, 2, 5);          // one number only
+  }
+  FitOptions options;
+  options.fitted_ranges = true;
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, options);
+  for (const formats::OutlierSet& set : fit.key().outliers) {
+    for (const formats::Datatype& datatype : set.datatypes) {
+      // No weight at all is for the thresholds; a constant channel keeps them whatever else is fitted.
+      if (!datatype.has_ranges()) continue;
+      EXPECT_TRUE(std::isfinite(datatype.scale[1]) && datatype.scale[1] > 0);
+      EXPECT_EQ(datatype.zero[2], 5);
+    }
+  }
+}
+
+TEST(LayerFit, TurnedValuesAreFittedAsWhatTheyBecome) {
+  constexpr std::int64_t kTokens = 120;
+  const LayerCapture capture = random_capture(kTokens, 8);  // heads of 4
+  LayerCapture turned = capture;
+  const auto turn = [](std::vector<float> x) {
+    std::vector<float> y(8);
+    for (std::size_t i = 0; i < 8; ++i) {
+      for (std::size_t j = i / 4 * 4; j < i / 4 * 4 + 4; ++j)
+        y[i] += (std::popcount((i % 4) & (j % 4)) % 2 == 0 ? 0.5F : -0.5F) * x[j];
+    }
+    return y;
+  };
+  for (std::int64_t r = 0; r < kTokens; ++r) {
+    for (CapturedMatrix* matrix : {&turned.tensors[1].x, &turned.tensors[1].gradients})
+      set_row(*matrix, r, turn(row_of(*matrix, r)));
+  }
+  FitOptions options;
+  const formats::LayerCodebook plain = fit_layer(capture, kLayer, options);
+  const formats::LayerCodebook expected = fit_layer(turned, kLayer, options);
+  options.turned_values = true;
+  const formats::LayerCodebook fit = fit_layer(capture, kLayer, options);
+  EXPECT_EQ(fit.key(), plain.key());
+  EXPECT_EQ(fit.value().rotation_block, 4);
+  EXPECT_EQ(fit.value().fisher_channel, plain.value().fisher_channel);
+  EXPECT_EQ(fit.value().magnitudes, plain.value().magnitudes);
+  for (std::size_t s = 0; s < 2; ++s) {
+    for (std::size_t d = 0; d < 3; ++d) {
+      const double objective = fit.value().outliers[s].datatypes[d].objective;
+      EXPECT_NEAR(objective, expected.value().outliers[s].datatypes[d].objective, 1e-4 * objective);
+      EXPECT_GT(std::abs(objective / plain.value().outliers[s].datatypes[d].objective - 1), 1e-2);
     }
   }
 }

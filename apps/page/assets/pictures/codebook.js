@@ -35,7 +35,9 @@ kvcal.datatypePicture = {
     const set = tensor && kvcal.channels.set(tensor.outliers, choice.fraction);
     const type = set && (set.datatypes || []).find((one) => one.bits === Number(choice.bits));
     if (!type || !type.centroids) return null;
-    const histogram = set.histogram ? Array.from(kvcal.array(set.histogram)) : null;
+    // In the units of the centroids: of the ranges fitted to this datatype, where there are any.
+    const shares = type.histogram || set.histogram;
+    const histogram = shares ? Array.from(kvcal.array(shares)) : null;
     const centroids = Array.from(kvcal.array(type.centroids));
     return {
       layer, set, type, centroids, borders: centroids.slice(1).map((value, i) => (value + centroids[i]) / 2),

@@ -112,18 +112,36 @@ def _tensor_tables(file: _File, layer: str, name: str, method: Method, heads: in
     if method.qnorm:
         scale, offset = (file.attribute(centroids_name, f"qnorm_{name}") for name in ("scale", "offset"))
         levels = centroids * torch.tensor(scale, dtype=torch.float32) + torch.tensor(offset, dtype=torch.float32)
+    rotation = _rotation(file, tensor, dim)
     fraction = float(file.attribute(group, "fraction"))
     midpoints = (centroids[:-1] + centroids[1:]) * 0.5
     if groups:
-        return TensorTables(method.bits, heads * dim, fraction, groups, midpoints, levels)
+        return TensorTables(method.bits, heads * dim, fraction, groups, midpoints, levels, rotation=rotation)
     lower, upper = (file.tensor(f"{group}/{bound}", heads * dim) for bound in ("lower", "upper"))
     if bool((lower > upper).any()):
         raise Error(f"{file.path}: {group}: lower above upper")
-    scale, zero = affine_of(lower, upper)
+    ranges = f"{group}/nuq{method.bits}"
+    if f"{ranges}/scale" in file.names:
+        scale, zero = (file.tensor(f"{ranges}/{part}", heads * dim).half() for part in ("scale", "zero"))
+    else:
+        scale, zero = affine_of(lower, upper)
     if bool((scale.isinf() | zero.isinf()).any()):
         raise Error(f"{file.path}: {group}: range or zero of a channel overflows fp16")
     bounds = (lower, upper) if fraction else (None, None)
     return TensorTables(method.bits, heads * dim, fraction, 0, midpoints, levels, zero, scale, *bounds)
+
+
+def _rotation(file: _File, tensor: str, dim: int) -> int:
+    attributes = file.attributes.get(tensor, {})
+    name = attributes.get("rotation")
+    if name is None:
+        return 0
+    block = attributes.get("rotation_block")
+    if name != "hadamard":
+        raise Error(f"{file.path}: {tensor} is turned by {name!r}, which this version of kvcal does not know; update kvcal")
+    if not isinstance(block, int) or block < 1 or block & (block - 1) or dim % block:
+        raise Error(f"{file.path}: {tensor}: rotation_block is {block!r}, no power of two that divides the {dim} channels of a head")
+    return block
 
 
 def _layer_tables(file: _File, path: str, method: Method, value_scope: str) -> LayerTables:

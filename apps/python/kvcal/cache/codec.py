@@ -35,6 +35,7 @@ class TensorTables:
     scale: Tensor | None = None
     lower: Tensor | None = None  # [channels], float32, where groups is 0 and outliers are kept
     upper: Tensor | None = None
+    rotation: int = 0  # channels that a Hadamard matrix turns before all else; 0: none
 
     @property
     def row_bytes(self) -> int:
@@ -106,6 +107,17 @@ def first_true(mask: Tensor) -> Tensor:
     if mask.numel() == 0:
         return torch.full((), -1, dtype=torch.int64, device=mask.device)
     return torch.where(mask.any(), mask.reshape(-1).to(torch.uint8).argmax(), -1)
+
+
+def turn_hadamard(x: Tensor, block: int) -> Tensor:
+    """Turns each block of the channels of x, [..., channels], float32; once more turns it back, but for rounding. Sums and
+    differences of channels 1, 2, 4, ... apart, then times 1 / sqrt(block): to the bit what cuda/hadamard.cpp computes."""
+    shape, step = x.shape, 1
+    while step < block:
+        first, second = x.reshape(-1, 2, step).unbind(1)
+        x = torch.stack([first + second, first - second], 1)
+        step *= 2
+    return x.reshape(shape) * (1 / torch.tensor(float(block)).sqrt()).item()
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvcal.cache.codec import HALF_MAX, EncodedRows, TensorTables, concatenate, first_true, row_codec, unsigned
+from kvcal.cache.codec import HALF_MAX, EncodedRows, TensorTables, concatenate, first_true, row_codec, turn_hadamard, unsigned
 from kvcal.cache.layout import Layout, moved, split
 
 
@@ -81,6 +81,8 @@ class PackedTensor:
     def append(self, x: Tensor, layout: Layout) -> Tensor:
         start, self.stop = self.stop, self.stop + x.shape[0]
         x = x.reshape(-1, x.shape[-1])
+        if self._tables.rotation:
+            x = turn_hadamard(x, self._tables.rotation)
         none = torch.full((), -1, dtype=torch.int64, device=x.device)
         infinite, overflow = none, none
         if layout.sinks_before(self.stop) > layout.sinks_before(start):
@@ -93,6 +95,10 @@ class PackedTensor:
         return torch.stack([faults[0], infinite, faults[1], overflow, faults[2]])
 
     def decode(self, start: int, stop: int, layout: Layout) -> Tensor:
+        x = self._decode(start, stop, layout)
+        return turn_hadamard(x, self._tables.rotation) if self._tables.rotation else x
+
+    def _decode(self, start: int, stop: int, layout: Layout) -> Tensor:
         assert self._rows is not None
         first = layout.rows_before(self.start)
         rows = self._slice(layout.rows_before(start) - first, layout.rows_before(stop) - first)

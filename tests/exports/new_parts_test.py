@@ -1,0 +1,83 @@
+"""Exports of codebooks with fitted ranges and turned values: what carries them, and what refuses them by name."""
+
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+KVCAL = Path(os.environ["KVCAL_BUILD"]) / "bin" / "kvcal"
+SOURCE = Path(os.environ.get("KVCAL_SOURCE_DIR", Path(__file__).parents[2]))
+GROUP = "key/outliers_0.01/nuq3"
+PARTS = {"fitted": ("--ranges", "fitted"), "turned": ("--value-rotation", "hadamard")}
+
+
+def kvcal(*arguments):
+    return subprocess.run([str(a) for a in (KVCAL, *arguments)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("books")
+    for name, options in PARTS.items():
+        done = kvcal("calibrate", "-m", SOURCE / "data" / "model", "-f", SOURCE / "data" / "demo" / "calibrate.txt", "--samples", 2,
+                     "--seqlen", 128, "--bits", 3, "--outliers", 0.01, "--dtype", "float32", "--threads", 2, *options,
+                     "-o", folder / f"{name}.h5")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def export(books, name, target, out):
+    method = () if target == "safetensors" else ("--method", "nuq3-1%")
+    return kvcal("export", books / f"{name}.h5", "--format", target, *method, "--out", out)
+
+
+def test_flat_holds_fitted_ranges_as_the_channels_scales_and_zeros(books, tmp_path):
+    out = tmp_path / "book.flat"
+    assert export(books, "fitted", "flat", out).returncode == 0
+    data = out.read_bytes()
+    layers_offset, layers, layer_bytes = struct.unpack_from("<QII", data, 32)
+    with h5py.File(books / "fitted.h5") as file:
+        assert layers == len(file["layers"])
+        for index in range(layers):
+            (affines,) = struct.unpack_from("<Q", data, layers_offset + index * layer_bytes + 24)
+            group = file[f"layers/{index:04d}/{GROUP}"]
+            expected = np.stack([group["scale"][:], group["zero"][:]], 1).astype(np.float16)
+            stored = np.frombuffer(data, np.float16, expected.size, affines).reshape(expected.shape)
+            np.testing.assert_array_equal(stored, expected)
+
+
+def test_safetensors_holds_both(books, tmp_path):
+    for name in PARTS:
+        out = tmp_path / f"{name}.safetensors"
+        assert export(books, name, "safetensors", out).returncode == 0
+        with safe_open(out, "np") as file, h5py.File(books / f"{name}.h5") as book:
+            if name == "fitted":
+                for part in ("scale", "zero", "histogram"):
+                    np.testing.assert_array_equal(file.get_tensor(f"layers/0002/{GROUP}/{part}"), book[f"layers/0002/{GROUP}/{part}"][:])
+            else:
+                assert f'"rotation_block":{book["layers/0002/value"].attrs["rotation_block"]}' in file.metadata()["kvcal"]
+
+
+@pytest.mark.parametrize("name,target,what", [
+    ("turned", "flat", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the flat format has no place"),
+    ("turned", "c-header", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the header has no place"),
+    ("turned", "kvquant", "layer 0, value: the codebook is of turned heads (--value-rotation), for which KVQuant's pickle has no place"),
+    ("fitted", "c-header", "layer 0, key: the datatype of 3 bits has fitted ranges, for which the header has no place"),
+])
+def test_what_cannot_carry_a_part_refuses_it_by_name(books, tmp_path, name, target, what):
+    out = tmp_path / "out"
+    done = export(books, name, target, out)
+    assert done.returncode == 1 and what in " ".join(done.stderr.split()), done.stderr
+    assert not out.exists()
+
+
+def test_the_ablation_takes_the_papers_method_apart(tmp_path):
+    for options in PARTS.values():
+        done = kvcal("calibrate", "-m", SOURCE / "data" / "model", "-f", SOURCE / "data" / "demo" / "calibrate.txt", "--ablation", *options,
+                     "-o", tmp_path / "out.h5")
+        assert done.returncode == 2 and "give --ranges threshold and --value-rotation none" in done.stderr
