@@ -14,7 +14,6 @@
 
 #include "apps/python/core/bindings.h"
 #include "base/error.h"
-#include "cuda/kernels/float16.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
