@@ -24,7 +24,7 @@ Bos: TypeAlias = Literal["auto", "each", "first", "none"]
 def calibrate(model: StrPath, text: Texts | None = ..., *, out: StrPath, dry_run: Literal[False] = ..., **options: Any) -> Codebook: ...
 @overload
 def calibrate(model: StrPath, text: Texts | None = ..., *, out: StrPath, dry_run: Literal[True], **options: Any) -> dict[str, Any]: ...
-def calibrate(
+def calibrate(  # type: ignore[misc]  # the overloads leave the options unnamed
     model: StrPath,
     text: Texts | None = None,
     *,

@@ -98,7 +98,7 @@ class KvcalLM(HFLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """For the results: also the method, and what it took over all forwards, padding counted."""
         info = {**super().get_model_info(), "kvcal_method": self.method}
-        if self.cache is not None:
+        if self.cache is not None and self.codebook is not None:
             info["kvcal_codebook"] = os.fspath(self.codebook)
             info["kvcal_bits_per_value"] = 16 * self._bytes / self._fp16_bytes if self._fp16_bytes else None
         return info

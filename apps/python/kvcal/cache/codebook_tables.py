@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,8 +154,8 @@ def _layer_tables(file: _File, path: str, method: Method, value_scope: str) -> L
     if method.exact:
         return shape
     groups = heads if value_scope == "head" else 1
-    return LayerTables(*list(vars(shape).values())[:5], _tensor_tables(file, path, "key", method, heads, key_dim, 0),
-                       _tensor_tables(file, path, "value", method, heads, value_dim, groups))
+    return replace(shape, key=_tensor_tables(file, path, "key", method, heads, key_dim, 0),
+                   value=_tensor_tables(file, path, "value", method, heads, value_dim, groups))
 
 
 def read_codebook(path: str | os.PathLike[str], method: Method) -> Codebook:

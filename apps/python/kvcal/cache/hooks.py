@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import ReferenceType
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvcal.cache.kvcal_cache import KvcalCache
 
 
-def _is_pair(x: Any) -> bool:
+def _is_pair(x: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
     return isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)
 
 

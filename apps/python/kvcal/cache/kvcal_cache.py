@@ -232,7 +232,7 @@ class KvcalCache(Cache):
         other.layout, other._broken = self.layout, self._broken
         other.positions, other.positions_start = self.positions, self.positions_start
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            theirs.stored = None if mine.stored is None else tuple(copy.copy(stored) for stored in mine.stored)
+            theirs.stored = None if mine.stored is None else (copy.copy(mine.stored[0]), copy.copy(mine.stored[1]))
             theirs.is_initialized, theirs.record_past = mine.is_initialized, mine.record_past
         return other
 
