@@ -94,7 +94,9 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
 bool fit_in_half(const formats::Datatype& datatype) {
   for (std::size_t c = 0; c < datatype.scale.size(); ++c) {
     const std::uint16_t scale = codec::float_to_half(datatype.scale[c]);
-    if (scale == 0 || !codec::is_finite_half(scale) ||
+    // A constant channel has none to lose.
+    const bool lost = scale == 0 && datatype.scale[c] > 0;
+    if (lost || !codec::is_finite_half(scale) ||
         !codec::is_finite_half(codec::float_to_half(datatype.zero[c])))
       return false;
   }

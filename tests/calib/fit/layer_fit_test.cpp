@@ -202,9 +202,9 @@ TEST(LayerFit, RangesOfChannelsWithoutWeightAreThoseOfTheirThresholds) {
   const formats::LayerCodebook fit = fit_layer(capture, kLayer, options);
   for (const formats::OutlierSet& set : fit.key().outliers) {
     for (const formats::Datatype& datatype : set.datatypes) {
-      // No weight at all is for the thresholds; a constant channel keeps them whatever else is fitted.
-      if (!datatype.has_ranges()) continue;
+      ASSERT_TRUE(datatype.has_ranges());
       EXPECT_TRUE(std::isfinite(datatype.scale[1]) && datatype.scale[1] > 0);
+      EXPECT_EQ(datatype.scale[2], 0);
       EXPECT_EQ(datatype.zero[2], 5);
     }
   }

@@ -111,7 +111,7 @@ def first_true(mask: Tensor) -> Tensor:
 
 def turn_hadamard(x: Tensor, block: int) -> Tensor:
     """Turns each block of the channels of x, [..., channels], float32; once more turns it back, but for rounding. Sums and
-    differences of channels 1, 2, 4, ... apart, then times 1 / sqrt(block): to the bit what cuda/hadamard.cpp computes."""
+    differences of channels 1, 2, 4, ... apart, then times 1 / sqrt(block), as cuda/hadamard.cpp does."""
     shape, step = x.shape, 1
     while step < block:
         first, second = x.reshape(-1, 2, step).unbind(1)
