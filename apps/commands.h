@@ -14,6 +14,7 @@ enum ExitCode : int { kDone = 0, kFailed = 1, kWrongUsage = 2, kLimitNotMet = 3 
 /// Each takes the arguments after its name, gives the exit code, and throws what went wrong (base/error.h).
 int run_calibrate(const std::vector<std::string>& arguments);
 int run_validate(const std::vector<std::string>& arguments);
+int run_allocate(const std::vector<std::string>& arguments);
 int run_export(const std::vector<std::string>& arguments);
 int run_plan(const std::vector<std::string>& arguments);
 int run_inspect(const std::vector<std::string>& arguments);

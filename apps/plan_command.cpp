@@ -1,9 +1,11 @@
 // kvcal plan: what a context costs in memory, and what fits, from a model's config.json alone.
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/cache_plan_view.h"
@@ -14,7 +16,9 @@
 #include "apps/page/page.h"
 #include "apps/page/page_data.h"
 #include "apps/sizes.h"
+#include "base/error.h"
 #include "calib/cache_plan.h"
+#include "formats/codebook.h"
 
 namespace kvcal::apps {
 namespace {
@@ -23,6 +27,7 @@ constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 
 struct PlanArguments {
   std::string model;
+  std::filesystem::path codebook;
   calib::CachePlanOptions options;
   std::optional<std::int64_t> weights_bytes;
   std::int64_t gpus = 1;
@@ -37,6 +42,9 @@ void add_options(CommandLine& line, PlanArguments& arguments) {
          "The model: a folder or its config.json alone, or a name such as org/model in the local Hugging "
          "Face cache; weights are not needed")
       ->type_name("DIR");
+  app.add_option("-c,--codebook", arguments.codebook,
+                 "Its codebook: whose datatypes and recipe are weighed, with or without --model")
+      ->type_name("FILE.h5");
   line.add_count("--context", arguments.options.context, 1, kMost,
                  "Tokens of each sequence, such as 32K or 1M; 128K by default. K is 1024");
   line.add_count("--batch", arguments.options.batch, 1, 1 << 20, "Sequences at a time; 1 by default");
@@ -69,8 +77,28 @@ void add_options(CommandLine& line, PlanArguments& arguments) {
   line.add_html(arguments.html);
 }
 
+// Of a model and a codebook that were both given.
+void check_same_cache(const PlanArguments& arguments, const calib::CacheShape& model,
+                      const calib::CacheShape& codebook) {
+  if (arguments.model.empty()) return;
+  const auto tensors = [](const calib::CachedLayer& layer) { return std::pair(layer.tensors, layer.window); };
+  if (std::ranges::equal(model.layers, codebook.layers, {}, tensors, tensors)) return;
+  throw base::InvalidInput(base::concat(arguments.codebook.string(), " is of ", codebook.model,
+                                        ", whose layers cache other tensors than those of ", arguments.model,
+                                        "; give one of both"));
+}
+
 calib::CacheModel read_model(const PlanArguments& arguments) {
-  calib::CacheModel model = calib::read_cache_model(arguments.model);
+  calib::CacheModel model;
+  model.weights.source = "unknown";
+  if (!arguments.model.empty()) model = calib::read_cache_model(arguments.model);
+  if (!arguments.codebook.empty()) {
+    const std::int64_t positions = model.cache.max_positions;
+    const formats::Codebook codebook = formats::read_codebook(arguments.codebook);
+    check_same_cache(arguments, model.cache, calib::cache_shape(codebook));
+    model.cache = calib::cache_shape(codebook);
+    model.cache.max_positions = positions;
+  }
   if (!arguments.weights_bytes) return model;
   model.weights.bytes = arguments.weights_bytes;
   model.weights.dtype.clear();
@@ -89,9 +117,9 @@ int run_plan(const std::vector<std::string>& arguments) {
       "  kvcal plan --model ./Llama-3.1-8B --context 1M \\\n      --gpu-memory 80GB");
   add_options(line, parsed);
   if (!line.parse(arguments)) return kDone;
-  require(!parsed.model.empty(), "--model",
+  require(!parsed.model.empty() || !parsed.codebook.empty(), "--model",
           "name the folder of the model or its config.json, such as --model ./Llama-3.1-8B");
-  check_outputs(parsed.json, parsed.html, {parsed.model});
+  check_outputs(parsed.json, parsed.html, {parsed.model, parsed.codebook});
   parsed.options.gpus = static_cast<int>(parsed.gpus);
 
   start_log(Verbosity::kNormal);

@@ -13,6 +13,7 @@
 #include "apps/progress.h"
 #include "apps/signals.h"
 #include "apps/sizes.h"
+#include "apps/validation_arguments.h"
 #include "apps/validation_view.h"
 #include "base/error.h"
 #include "calib/validate.h"
@@ -26,6 +27,7 @@ using base::WrongUsage;
 using Strings = std::vector<std::string>;
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+constexpr const char* kInputs = "What goes in";
 
 struct ValidateArguments {
   calib::ValidationOptions options;
@@ -36,72 +38,13 @@ struct ValidateArguments {
   OutputFile html;
 };
 
-void add_inputs(CommandLine& line, calib::ValidationOptions& options) {
-  const std::string group = "What goes in";
-  CLI::App& app = line.app();
-  app.add_option("-m,--model", options.model,
-                 "The model: a folder, or a name such as org/model in the local Hugging Face cache")
-      ->type_name("DIR")
-      ->group(group);
-  app.add_option(
-         "-c,--codebook", options.codebook,
-         "Its codebook, as kvcal calibrate writes it; without it only methods that need none are judged")
+void add_codebook(CommandLine& line, calib::ValidationOptions& options) {
+  line.app()
+      .add_option(
+          "-c,--codebook", options.codebook,
+          "Its codebook, as kvcal calibrate writes it; without it only methods that need none are judged")
       ->type_name("FILE.h5")
-      ->group(group);
-  CLI::Option* text =
-      app.add_option(
-             "-f,--text", options.texts,
-             "Texts that the codebook was not calibrated on: plain UTF-8, JSONL, or gzip of either; - is "
-             "standard input")
-          ->type_name("FILE...")
-          ->group(group);
-  app.add_option("--text-field", options.text_field,
-                 "Of texts that are JSON: the member of each object that holds its text; \"text\" by default")
-      ->type_name("NAME")
-      ->group(group);
-  app.add_option("--tokens", options.tokens,
-                 "Instead of text: token numbers, an integer array [windows, seqlen]")
-      ->type_name("FILE.npy")
-      ->excludes(text)
-      ->group(group);
-  app.add_flag("--force", options.force, "Use a codebook that is another model's, such as a finetune's base")
-      ->group(group);
-}
-
-void add_windows(CommandLine& line, calib::ValidationOptions& options) {
-  const std::string group = "What is scored";
-  CLI::App& app = line.app();
-  app.add_option_function<std::string>(
-         "--seqlen",
-         [&options](const std::string& text) { options.seqlen = parse_count(text, "--seqlen", 2, kMost); },
-         "How many tokens in each window; 2048 by default")
-      ->type_name("N")
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--windows",
-         [&options](const std::string& text) {
-           options.all_windows = text == "all";
-           if (!options.all_windows) options.windows = parse_count(text, "--windows", 1, kMost);
-         },
-         "How many consecutive windows, from the start of the text, or all; up to 16 by default, 2 with "
-         "--kernels "
-         "where they run on the CPU")
-      ->type_name("N")
-      ->group(group);
-  add_choice(
-      app, "--bos", options.bos, calib::kBosPlaces,
-      "Where the beginning-of-sequence token goes: each window, first, none; auto, the default, is the "
-      "protocol's")
-      ->type_name("WHERE")
-      ->group(group);
-  add_choice(
-      app, "--protocol", options.protocol, calib::kProtocols,
-      "How windows are cut and scored, so that numbers compare with others': kvcal (the default), kvquant "
-      "or llama.cpp")
-      ->group(group);
-  app.add_flag("--parse-special,!--no-parse-special", options.parse_special,
-               "Special tokens written in the text become their token (the default) or stay text")
-      ->group(group);
+      ->group(kInputs);
 }
 
 std::string methods_help() {
@@ -167,31 +110,6 @@ void add_measures(CommandLine& line, ValidateArguments& arguments) {
   limit("--max-ppl-delta", arguments.limits.max_ppl_delta, "The same for the perplexity above fp's");
 }
 
-void add_machine(CommandLine& line, ValidateArguments& arguments) {
-  calib::ValidationOptions& options = arguments.options;
-  CLI::App& app = line.app();
-  app.option_defaults()->group("How it runs");
-  add_choice(
-      app, "--dtype", options.dtype, calib::kDtypeChoices,
-      "Arithmetic of the model: float32 or bfloat16; auto, the default, is bfloat16 where the CPU multiplies "
-      "it natively");
-  app.add_option("--device", options.device, "cpu, the default; this version has no other")
-      ->type_name("NAME");
-  line.add_threads(options.threads);
-  app.add_option_function<std::string>(
-         "--memory",
-         [&options](const std::string& text) { options.memory_bytes = parse_memory(text, "--memory"); },
-         "Memory that the whole process may use, such as 8GB; by default 80 % of what is free")
-      ->type_name("SIZE");
-  app.add_option("--work", options.scratch,
-                 "Folder for hidden states that memory has no room for; nothing stays there")
-      ->type_name("DIR");
-  line.add_json(arguments.json);
-  line.add_html(arguments.html);
-  line.add_verbosity(arguments.verbosity);
-  line.add_progress(arguments.progress);
-}
-
 void check_arguments(const ValidateArguments& arguments) {
   const calib::ValidationOptions& options = arguments.options;
   require(!options.model.empty(), "--model", "name the folder of the model, such as --model ./Llama-3.1-8B");
@@ -204,19 +122,6 @@ void check_arguments(const ValidateArguments& arguments) {
   if (std::filesystem::is_directory(options.model)) inputs.emplace_back(options.model);
   check_outputs(arguments.json, arguments.html, inputs);
 }
-
-class PlanPrinter final : public calib::ValidationListener {
- public:
-  explicit PlanPrinter(ShownProgress& progress) : progress_(progress) {}
-  void on_plan(const calib::ValidationPlan& plan) override {
-    std::string text = plan_text(plan);
-    text.pop_back();
-    progress_.info(text);
-  }
-
- private:
-  ShownProgress& progress_;
-};
 
 PageData page_data(const ValidateArguments& arguments, const Json& report) {
   const calib::ValidationOptions& options = arguments.options;
@@ -256,10 +161,15 @@ int run_validate(const Strings& arguments) {
       "  kvcal validate --model ./Llama-3.1-8B \\\n"
       "      --codebook llama.h5 --text other.txt \\\n"
       "      --methods nuq3-1% --max-kld 0.02");
-  add_inputs(line, parsed.options);
-  add_windows(line, parsed.options);
+  add_validation_inputs(line, parsed.options, kInputs);
+  add_codebook(line, parsed.options);
+  add_validation_windows(line, parsed.options, "What is scored");
   add_measures(line, parsed);
-  add_machine(line, parsed);
+  add_validation_machine(line, parsed.options);
+  line.add_json(parsed.json);
+  line.add_html(parsed.html);
+  line.add_verbosity(parsed.verbosity);
+  line.add_progress(parsed.progress);
   if (!line.parse(arguments)) return kDone;
   check_arguments(parsed);
 

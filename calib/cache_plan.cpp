@@ -78,6 +78,18 @@ formats::TensorCodebook blank_tensor(const formats::CachedTensor& tensor,
   return blank;
 }
 
+void add_recipe(formats::Codebook& codebook, const LayerGroup& group) {
+  const CachedLayer& layer = group.layer;
+  if (layer.recipe.empty()) return;
+  if (!codebook.recipe) codebook.recipe.emplace();
+  for (std::size_t i = 0; i < layer.tensors.size(); ++i) {
+    codebook.recipe->tensors.push_back({.layer = group.index,
+                                        .tensor = layer.tensors[i].name,
+                                        .bits = layer.recipe[i].bits,
+                                        .fraction = layer.recipe[i].fraction});
+  }
+}
+
 // A codebook that serves the datatypes for such a cache: sizes hang on no number in it.
 formats::Codebook blank_codebook(const CacheShape& shape,
                                  const std::vector<formats::DatatypeChoice>& datatypes) {
@@ -90,6 +102,7 @@ formats::Codebook blank_codebook(const CacheShape& shape,
     for (const formats::CachedTensor& tensor : group.layer.tensors)
       layer.tensors.push_back(blank_tensor(tensor, datatypes));
     codebook.layers.push_back(std::move(layer));
+    add_recipe(codebook, group);
   }
   return codebook;
 }
@@ -105,14 +118,18 @@ std::optional<formats::DatatypeChoice> datatype_of(const std::string& name) {
   return choice;
 }
 
-// The shape's datatypes and those that methods name.
+// The shape's datatypes and those that methods and its recipe name.
 std::vector<formats::DatatypeChoice> wanted_datatypes(const CacheShape& shape,
                                                       const std::vector<std::string>& methods) {
   std::vector<formats::DatatypeChoice> wanted = shape.datatypes;
-  for (const std::string& name : methods) {
-    const auto choice = datatype_of(name);
-    if (choice && std::ranges::find(wanted, *choice) == wanted.end()) wanted.push_back(*choice);
-  }
+  const auto want = [&](const formats::DatatypeChoice& choice) {
+    if (std::ranges::find(wanted, choice) == wanted.end()) wanted.push_back(choice);
+  };
+  for (const std::string& name : methods)
+    if (const auto choice = datatype_of(name)) want(*choice);
+  for (const CachedLayer& layer : shape.layers)
+    for (const formats::DatatypeChoice& choice : layer.recipe)
+      if (choice.bits != formats::kKeptBits) want(choice);
   return wanted;
 }
 
@@ -124,11 +141,8 @@ std::vector<std::string> default_names(const CacheShape& shape, const formats::C
     const std::string paged = choice.name() + kPagedSuffix;
     if (std::ranges::find(served, paged) != served.end()) names.push_back(paged);
   }
+  if (blank.recipe) names.emplace_back("recipe");
   return names;
-}
-
-std::int64_t kept_tokens(const CachedLayer& layer, std::int64_t context) {
-  return layer.window > 0 ? std::min(layer.window, context) : context;
 }
 
 /// The bytes of one sequence by one method.
@@ -145,7 +159,7 @@ class SequenceSize {
   [[nodiscard]] std::int64_t bytes(std::int64_t context) const {
     std::int64_t sum = 0;
     for (const Part& part : parts_) {
-      const std::int64_t tokens = kept_tokens(part.group.layer, context);
+      const std::int64_t tokens = kept_tokens(part.group.layer.window, context);
       sum += part.group.count *
              (part.storage ? part.storage->expected_bytes(tokens) : tokens * part.channels * kHalfBytes);
     }
@@ -154,7 +168,7 @@ class SequenceSize {
   [[nodiscard]] std::int64_t values(std::int64_t context) const {
     std::int64_t sum = 0;
     for (const Part& part : parts_)
-      sum += part.group.count * kept_tokens(part.group.layer, context) * part.channels;
+      sum += part.group.count * kept_tokens(part.group.layer.window, context) * part.channels;
     return sum;
   }
   [[nodiscard]] std::int64_t static_bytes() const {

@@ -36,6 +36,10 @@ std::string served_dtype(const std::string& dtype) {
 
 }  // namespace
 
+std::int64_t kept_tokens(std::int64_t window, std::int64_t context) {
+  return window > 0 ? std::min(window, context) : context;
+}
+
 CacheModel read_cache_model(const std::string& model) {
   const std::filesystem::path path(model);
   const bool is_config = path.extension() == ".json" && std::filesystem::is_regular_file(path);
@@ -52,7 +56,7 @@ CacheModel read_cache_model(const std::string& model) {
   for (int layer = 0; layer < config.num_layers(); ++layer) {
     const std::int64_t window = config.layers[static_cast<std::size_t>(layer)].window;
     if (auto tensors = layout->cache(layer); !tensors.empty())
-      result.cache.layers.push_back({std::move(tensors), window});
+      result.cache.layers.push_back({std::move(tensors), window, {}});
   }
   for (const double fraction : {0.0, 0.01})
     for (const int bits : {4, 3, 2}) result.cache.datatypes.push_back({bits, fraction, false});
@@ -75,8 +79,13 @@ CacheShape cache_shape(const formats::Codebook& codebook) {
   std::erase_if(shape.datatypes,
                 [](const formats::DatatypeChoice& choice) { return choice.bits < 2 || choice.bits > 4; });
   for (const formats::LayerCodebook& layer : codebook.layers) {
-    CachedLayer cached{{}, layer.window};
-    for (const formats::TensorCodebook& tensor : layer.tensors) cached.tensors.push_back(tensor.tensor);
+    CachedLayer cached{{}, layer.window, {}};
+    for (const formats::TensorCodebook& tensor : layer.tensors) {
+      cached.tensors.push_back(tensor.tensor);
+      if (!codebook.recipe) continue;
+      const formats::TensorRecipe& recipe = *codebook.recipe->find(layer.index, tensor.tensor.name);
+      cached.recipe.push_back({recipe.bits, recipe.fraction, false});
+    }
     shape.layers.push_back(std::move(cached));
   }
   return shape;

@@ -16,8 +16,14 @@ struct CachedLayer {
   std::vector<formats::CachedTensor> tensors;
   std::int64_t window = 0;  ///< of sliding-window attention: so many tokens are kept at most; 0: all
 
+  /// Of each tensor, where a recipe says how it is stored; bits of formats::kKeptBits: as it is.
+  std::vector<formats::DatatypeChoice> recipe = {};
+
   bool operator==(const CachedLayer&) const = default;
 };
+
+/// Tokens that are held of a context. window: 0 for all.
+[[nodiscard]] std::int64_t kept_tokens(std::int64_t window, std::int64_t context);
 
 /// A model's cache, without a number in it.
 struct CacheShape {
@@ -46,7 +52,7 @@ struct CacheModel {
 /// Throws as find_model_folder() and read_model_layout().
 [[nodiscard]] CacheModel read_cache_model(const std::string& model);
 
-/// A codebook's own, with its sinks, value scope and datatypes.
+/// A codebook's own, with its sinks, value scope, datatypes and recipe.
 [[nodiscard]] CacheShape cache_shape(const formats::Codebook& codebook);
 
 }  // namespace kvcal::calib

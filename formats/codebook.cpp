@@ -17,6 +17,12 @@ const TensorCodebook& require(const LayerCodebook& layer, std::string_view name)
   return *found;
 }
 
+std::string four_digits(int number) {
+  std::string digits = std::to_string(number);
+  digits.insert(0, digits.size() < 4 ? 4 - digits.size() : 0, '0');
+  return digits;
+}
+
 }  // namespace
 
 std::string_view threshold_scope_name(ThresholdScope scope) {
@@ -30,6 +36,12 @@ std::pair<bool, std::string> tensor_rank(const CachedTensor& tensor) {
 const TensorCodebook* LayerCodebook::find(std::string_view name) const {
   const auto found = std::ranges::find_if(
       tensors, [name](const TensorCodebook& codebook) { return codebook.tensor.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+const TensorRecipe* Recipe::find(int layer, std::string_view tensor) const {
+  const auto found = std::ranges::find_if(
+      tensors, [&](const TensorRecipe& one) { return one.layer == layer && one.tensor == tensor; });
   return found == tensors.end() ? nullptr : &*found;
 }
 
@@ -71,9 +83,21 @@ std::string outlier_group_name(double fraction) {
 }
 
 std::string layer_path(int index) {
-  std::string digits = std::to_string(index);
-  digits.insert(0, digits.size() < 4 ? 4 - digits.size() : 0, '0');
-  return "/layers/" + digits;
+  return "/layers/" + four_digits(index);
+}
+
+std::string recipe_path(int layer) {
+  return base::concat(kRecipe, "/", four_digits(layer));
+}
+
+std::string recipe_path(const TensorRecipe& tensor) {
+  return base::concat(recipe_path(tensor.layer), "/", tensor.tensor);
+}
+
+void sort_recipe(std::vector<TensorRecipe>& tensors) {
+  std::ranges::sort(tensors, {}, [](const TensorRecipe& one) {
+    return std::pair(one.layer, tensor_rank({.name = one.tensor}));
+  });
 }
 
 }  // namespace kvcal::formats

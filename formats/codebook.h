@@ -194,6 +194,38 @@ struct CalibrationInfo {
   bool operator==(const CalibrationInfo&) const = default;
 };
 
+/// Bits of a tensor that stays as it is.
+inline constexpr int kKeptBits = 16;
+
+/// What one tensor of a layer is stored by.
+struct TensorRecipe {
+  int layer = 0;
+  std::string tensor;
+  int bits = 0;           ///< of one of the tensor's datatypes; kKeptBits: none
+  double fraction = 0;    ///< its outliers
+  double divergence = 0;  ///< foretold, in nats a token
+
+  bool operator==(const TensorRecipe&) const = default;
+};
+
+/// Which datatype each tensor is stored by, chosen under a budget of bytes (`kvcal allocate`).
+struct Recipe {
+  std::string options_json = "{}";  ///< what was asked for
+  std::string source =
+      "estimated";           ///< of divergences: "estimated" (from the file's objectives) or "measured"
+  std::int64_t context = 0;  ///< tokens of the sequence that bytes are of
+  std::int64_t bytes = 0;
+  double bits_per_value = 0;
+  double divergence = 0;     ///< the sum over tensors
+  std::vector<float> curve;  ///< [points, 2]: bits per value, ascending, and the divergence foretold there
+  std::vector<TensorRecipe> tensors;  ///< every tensor of every layer
+
+  /// Null where there is none.
+  [[nodiscard]] const TensorRecipe* find(int layer, std::string_view tensor) const;
+
+  bool operator==(const Recipe&) const = default;
+};
+
 struct Codebook {
   int schema_major = kCodebookSchemaMajor;
   int schema_minor = kCodebookSchemaMinor;
@@ -202,6 +234,7 @@ struct Codebook {
   ModelInfo model;
   CalibrationInfo calibration;
   std::vector<LayerCodebook> layers;
+  std::optional<Recipe> recipe;  ///< from schema 1.3 on
 
   /// Null where there is no such layer, or no tensor of that name in it.
   [[nodiscard]] const TensorCodebook* find(int layer, std::string_view tensor) const;

@@ -335,6 +335,26 @@ void compare_layer(Comparison& compare, const std::string& path, const LayerCode
       });
 }
 
+void compare_recipe(Comparison& compare, const Recipe& left, const Recipe& right) {
+  compare_json(compare, "/recipe@options", left.options_json, right.options_json);
+  compare.text("/recipe@source", left.source, right.source);
+  compare.integer("/recipe@context", left.context, right.context);
+  compare.integer("/recipe@bytes", left.bytes, right.bytes);
+  compare.number("/recipe@bits_per_value", left.bits_per_value, right.bits_per_value);
+  compare.number("/recipe@divergence", left.divergence, right.divergence);
+  for_each_pair<std::string>(
+      left.tensors, right.tensors, [](const TensorRecipe& tensor) { return recipe_path(tensor); },
+      [&](const std::string& path, const TensorRecipe* a, const TensorRecipe* b) {
+        if (a == nullptr || b == nullptr) {
+          compare.one_sided(path, a != nullptr);
+          return;
+        }
+        compare.integer(path + "@bits", a->bits, b->bits);
+        compare.number(path + "@fraction", a->fraction, b->fraction);
+        compare.number(path + "@divergence", a->divergence, b->divergence);
+      });
+}
+
 bool same_shapes(const LayerCodebook& left, const LayerCodebook& right) {
   const auto shapes = [](const LayerCodebook& layer) {
     std::map<std::string, CachedTensor> by_name;
@@ -418,6 +438,11 @@ std::vector<Difference> diff_codebooks(const Codebook& left, const Codebook& rig
   compare.integer("/@schema_minor", left.schema_minor, right.schema_minor);
   compare_model(compare, left.model, right.model);
   compare_calibration(compare, left.calibration, right.calibration);
+  if (left.recipe && right.recipe) {
+    compare_recipe(compare, *left.recipe, *right.recipe);
+  } else if (left.recipe.has_value() != right.recipe.has_value()) {
+    compare.one_sided(kRecipe, left.recipe.has_value());
+  }
   for_each_pair<int>(
       left.layers, right.layers, [](const LayerCodebook& layer) { return layer.index; },
       [&](int index, const LayerCodebook* a, const LayerCodebook* b) {

@@ -61,6 +61,7 @@ class Decoder {
       // Another name may be of a newer minor version; what looks like a layer must be one.
       if (index && layer_path(*index) == "/layers/" + name) codebook.layers.push_back(decode_layer(*index));
     }
+    if (tree_.groups.contains(kRecipe)) codebook.recipe = decode_recipe();
   }
 
  private:
@@ -217,6 +218,31 @@ class Decoder {
       texts.push_back({field("name"), field("sha256")});
     }
     return texts;
+  }
+
+  Recipe decode_recipe() const {
+    Recipe recipe;
+    recipe.options_json = text(kRecipe, "options");
+    recipe.source = text(kRecipe, "source");
+    recipe.context = integer(kRecipe, "context");
+    recipe.bytes = integer(kRecipe, "bytes");
+    recipe.bits_per_value = real(kRecipe, "bits_per_value");
+    recipe.divergence = real(kRecipe, "divergence");
+    recipe.curve = matrix(concat(kRecipe, "/curve"), kCurveColumns);
+    for (const std::string& name : children(kRecipe)) {
+      const std::optional<int> layer = number(name);
+      if (!layer || recipe_path(*layer) != concat(kRecipe, "/", name)) continue;
+      for (const std::string& tensor : children(recipe_path(*layer))) {
+        TensorRecipe one{.layer = *layer, .tensor = tensor};
+        const std::string path = recipe_path(one);
+        one.bits = small(path, "bits");
+        one.fraction = real(path, "fraction");
+        one.divergence = real(path, "divergence");
+        recipe.tensors.push_back(std::move(one));
+      }
+    }
+    sort_recipe(recipe.tensors);
+    return recipe;
   }
 
   LayerCodebook decode_layer(int index) const {

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "formats/datatype_choice.h"
 #include "formats/internal/codebook_rules.h"
 #include "formats/internal/json.h"
 #include "formats/json.h"
@@ -40,6 +41,7 @@ class Validator {
       integer(layer_path(layer.index), "the layer", layer.index, 0, codebook.model.num_layers - 1);
       check_layer(layer);
     }
+    if (codebook.recipe) check_recipe(*codebook.recipe, codebook);
   }
 
  private:
@@ -114,6 +116,49 @@ class Validator {
     integer("/calibration", "tokens", calibration.tokens, 0, kMax);
     integer("/calibration", "sinks", calibration.sinks, 0, std::numeric_limits<int>::max());
     real("/calibration", "loss", calibration.loss, true);
+  }
+
+  void check_recipe(const Recipe& recipe, const Codebook& codebook) const {
+    constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+    json("/recipe@options", recipe.options_json);
+    one_of("/recipe@source", recipe.source, {"estimated", "measured"});
+    integer(kRecipe, "context", recipe.context, 1, kMax);
+    integer(kRecipe, "bytes", recipe.bytes, 0, kMax);
+    real(kRecipe, "bits_per_value", recipe.bits_per_value, false);
+    real(kRecipe, "divergence", recipe.divergence, false);
+    floats("/recipe/curve", recipe.curve, recipe.curve.size());
+    if (recipe.curve.empty() || recipe.curve.size() % kCurveColumns != 0)
+      fail("/recipe/curve", concat("has ", recipe.curve.size(), " numbers; expected pairs"));
+    for (std::size_t i = kCurveColumns; i < recipe.curve.size(); i += kCurveColumns) {
+      if (recipe.curve[i] < recipe.curve[i - kCurveColumns])
+        fail("/recipe/curve", concat("row ", i / kCurveColumns, " has fewer bits than the one before it"));
+    }
+    std::size_t tensors = 0;
+    for (const LayerCodebook& layer : codebook.layers) {
+      for (const TensorCodebook& tensor : layer.tensors) {
+        // In the same order: the first that differs is missing, or no tensor, or given twice.
+        const std::string path = recipe_path({.layer = layer.index, .tensor = tensor.tensor.name});
+        if (tensors == recipe.tensors.size()) fail(path, "is missing; a recipe is for every tensor");
+        const TensorRecipe& one = recipe.tensors[tensors++];
+        if (one.layer != layer.index || one.tensor != tensor.tensor.name)
+          fail(recipe_path(one),
+               concat("found where ", path, " is expected: a recipe is once for every tensor"));
+        check_tensor_recipe(path, one, tensor);
+      }
+    }
+    if (tensors < recipe.tensors.size())
+      fail(recipe_path(recipe.tensors[tensors]), "is no tensor of this codebook");
+  }
+
+  void check_tensor_recipe(const std::string& path, const TensorRecipe& recipe,
+                           const TensorCodebook& tensor) const {
+    real(path, "divergence", recipe.divergence, false);
+    if (!(recipe.fraction >= 0 && recipe.fraction < 0.5))
+      fail(path, concat("an outlier fraction of ", recipe.fraction, "; expected 0 <= fraction < 0.5"));
+    if (recipe.bits == kKeptBits) return;
+    if (find_datatype(tensor.outliers, {recipe.bits, recipe.fraction, false}).datatype != nullptr) return;
+    fail(path, concat("asks for ", recipe.bits, " bits and an outlier fraction of ", recipe.fraction,
+                      ", and the tensor holds no such datatype"));
   }
 
   void check_layer(const LayerCodebook& layer) const {

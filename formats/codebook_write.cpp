@@ -23,6 +23,7 @@ class Encoder {
     encode_calibration(codebook.calibration);
     tree_.groups.insert("/layers");
     for (const LayerCodebook& layer : codebook.layers) encode_layer(layer);
+    if (codebook.recipe) encode_recipe(*codebook.recipe);
     set("/", "complete", hdf5_byte(1));
     set("/", "content_sha256", hdf5_text(content_sha256(tree_)));
     return std::move(tree_);
@@ -64,6 +65,24 @@ class Encoder {
     set("/calibration", "sensitivity", hdf5_text(calibration.sensitivity));
     set("/calibration", "fisher_scale", hdf5_text(calibration.fisher_scale));
     set("/calibration", "loss", hdf5_real(calibration.loss));
+  }
+
+  void encode_recipe(const Recipe& recipe) {
+    tree_.groups.insert(kRecipe);
+    set(kRecipe, "options", hdf5_text(recipe.options_json));
+    set(kRecipe, "source", hdf5_text(recipe.source));
+    set(kRecipe, "context", hdf5_integer(recipe.context));
+    set(kRecipe, "bytes", hdf5_integer(recipe.bytes));
+    set(kRecipe, "bits_per_value", hdf5_real(recipe.bits_per_value));
+    set(kRecipe, "divergence", hdf5_real(recipe.divergence));
+    tree_.values.emplace(concat(kRecipe, "/curve"), hdf5_matrix(recipe.curve, kCurveColumns));
+    for (const TensorRecipe& tensor : recipe.tensors) {
+      const std::string path = recipe_path(tensor);
+      tree_.groups.insert({recipe_path(tensor.layer), path});
+      set(path, "bits", hdf5_integer(tensor.bits));
+      set(path, "fraction", hdf5_real(tensor.fraction));
+      set(path, "divergence", hdf5_real(tensor.divergence));
+    }
   }
 
   void encode_layer(const LayerCodebook& layer) {
@@ -171,6 +190,7 @@ Codebook sorted(Codebook codebook) {
       }
     }
   }
+  if (codebook.recipe) sort_recipe(codebook.recipe->tensors);
   return codebook;
 }
 

@@ -1,0 +1,18 @@
+// apps/allocation_view.h: what kvcal allocate chose, as text and as JSON.
+#pragma once
+
+#include <string>
+
+#include "apps/json_output.h"
+#include "calib/allocate.h"
+
+namespace kvcal::apps {
+
+/// all: also every tensor, not only how many got what.
+[[nodiscard]] std::string allocation_text(const calib::Allocation& allocation, bool all);
+
+[[nodiscard]] Json allocation_json(const calib::Allocation& allocation);
+/// The recipe alone, as a codebook holds it.
+[[nodiscard]] Json recipe_json(const formats::Recipe& recipe);
+
+}  // namespace kvcal::apps
