@@ -20,13 +20,12 @@ class Run:
     def __init__(self, folder, text, tmp_path):
         file = tmp_path / "text.txt"
         file.write_bytes(text.encode())
-        self.process = subprocess.Popen([PROGRAM, folder, file], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen([PROGRAM, folder, file, "--binary"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def text(self):
         out, error = self.process.communicate(timeout=300)
         assert self.process.returncode == 0, error.decode()
-        ids = numpy.fromstring(out.strip() or "", dtype=numpy.int64, sep=" ")
-        return BYTE_OF_ID[ids].tobytes().decode()
+        return BYTE_OF_ID[numpy.frombuffer(out, dtype=numpy.int32)].tobytes().decode()
 
 
 def check_equal(got, expected):
