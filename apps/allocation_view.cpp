@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "apps/codebook_view.h"
 #include "apps/sizes.h"
 #include "apps/terminal.h"
 #include "apps/text_table.h"
@@ -17,11 +18,6 @@ using base::concat;
 
 // Tensors that are printed unless all are asked for.
 constexpr std::size_t kShown = 8;
-
-Json parsed(const std::string& text) {
-  const Json value = Json::parse(text, nullptr, false);
-  return value.is_discarded() ? Json(text) : value;
-}
 
 std::string head_text(const calib::Allocation& allocation) {
   const formats::Recipe& recipe = allocation.recipe;
@@ -111,27 +107,6 @@ std::string allocation_text(const calib::Allocation& allocation, bool all) {
   text += concat("\nSee what it costs all together:\n  kvcal validate --codebook ", allocation.file.string(),
                  " \\\n      --model DIR --text FILE --methods recipe\n");
   return text;
-}
-
-Json recipe_json(const formats::Recipe& recipe) {
-  Json curve = Json::array(), tensors = Json::array();
-  for (std::size_t i = 0; i + 1 < recipe.curve.size(); i += 2)
-    curve.push_back({{"bits_per_value", recipe.curve[i]}, {"kl", recipe.curve[i + 1]}});
-  for (const formats::TensorRecipe& tensor : recipe.tensors) {
-    tensors.push_back({{"layer", tensor.layer},
-                       {"tensor", tensor.tensor},
-                       {"bits", tensor.bits},
-                       {"outliers", tensor.fraction},
-                       {"kl", tensor.divergence}});
-  }
-  return {{"options", parsed(recipe.options_json)},
-          {"source", recipe.source},
-          {"context", recipe.context},
-          {"bytes", recipe.bytes},
-          {"bits_per_value", recipe.bits_per_value},
-          {"kl", recipe.divergence},
-          {"curve", std::move(curve)},
-          {"tensors", std::move(tensors)}};
 }
 
 Json allocation_json(const calib::Allocation& allocation) {

@@ -12,7 +12,5 @@ namespace kvcal::apps {
 [[nodiscard]] std::string allocation_text(const calib::Allocation& allocation, bool all);
 
 [[nodiscard]] Json allocation_json(const calib::Allocation& allocation);
-/// The recipe alone, as a codebook holds it.
-[[nodiscard]] Json recipe_json(const formats::Recipe& recipe);
 
 }  // namespace kvcal::apps

@@ -145,7 +145,29 @@ Json provenance_json(const formats::Codebook& codebook) {
             {"sensitivity", calibration.sensitivity},
             {"fisher_scale", calibration.fisher_scale},
             {"loss", number_json(calibration.loss)},
-            {"perplexity", number_json(std::exp(calibration.loss))}}}};
+            {"perplexity", number_json(std::exp(calibration.loss))}}},
+          {"recipe", codebook.recipe ? recipe_json(*codebook.recipe) : Json(nullptr)}};
+}
+
+Json recipe_json(const formats::Recipe& recipe) {
+  Json curve = Json::array(), tensors = Json::array();
+  for (std::size_t i = 0; i + 1 < recipe.curve.size(); i += 2)
+    curve.push_back({{"bits_per_value", recipe.curve[i]}, {"kl", recipe.curve[i + 1]}});
+  for (const formats::TensorRecipe& tensor : recipe.tensors) {
+    tensors.push_back({{"layer", tensor.layer},
+                       {"tensor", tensor.tensor},
+                       {"bits", tensor.bits},
+                       {"outliers", tensor.fraction},
+                       {"kl", tensor.divergence}});
+  }
+  return {{"options", parsed(recipe.options_json)},
+          {"source", recipe.source},
+          {"context", recipe.context},
+          {"bytes", recipe.bytes},
+          {"bits_per_value", recipe.bits_per_value},
+          {"kl", recipe.divergence},
+          {"curve", std::move(curve)},
+          {"tensors", std::move(tensors)}};
 }
 
 Json layer_json(const formats::LayerCodebook& layer, Arrays arrays) {
@@ -171,7 +193,14 @@ Json summary_json(const calib::CodebookSummary& summary) {
   for (const calib::MethodEstimate& method : summary.methods) methods.push_back(method_json(method));
   std::string advice;
   for (const calib::SampleAdvice& part : summary.advice) advice += (advice.empty() ? "" : "; ") + part.reason;
+  Json recipe;
+  if (summary.recipe) {
+    recipe = {{"bits_per_value", summary.recipe->bits_per_value},
+              {"cache_bytes", summary.recipe->cache_bytes},
+              {"kld", summary.recipe->divergence}};
+  }
   return {{"methods", std::move(methods)},
+          {"recipe", std::move(recipe)},
           {"sample",
            {{"threshold_shift", number_json(summary.sample.threshold_shift)},
             {"threshold_shift_limit", calib::kThresholdShiftLimit},

@@ -122,6 +122,10 @@ std::string methods_text(const calib::CodebookSummary& summary) {
     table.add_row({method.datatype.name(), fixed(method.bits_per_value, 2), format_bytes(method.cache_bytes),
                    method.divergence ? format_number(*method.divergence, 3) : "-"});
   }
+  if (const auto& recipe = summary.recipe) {
+    table.add_row({"recipe", fixed(recipe->bits_per_value, 2), format_bytes(recipe->cache_bytes),
+                   format_number(recipe->divergence, 3)});
+  }
   return table.text();
 }
 

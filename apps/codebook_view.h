@@ -30,6 +30,9 @@ enum class Fingerprints { kShort, kWhole };
 /// What will be done and what it needs.
 [[nodiscard]] std::string plan_text(const calib::CalibrationPlan& plan);
 
+/// {"options", "source", "context", "bytes", "bits_per_value", "kl", "curve": [{"bits_per_value", "kl"}],
+///  "tensors": [{"layer", "tensor", "bits", "outliers", "kl"}]}
+[[nodiscard]] Json recipe_json(const formats::Recipe& recipe);
 /// Everything but the layers.
 [[nodiscard]] Json provenance_json(const formats::Codebook& codebook);
 /// {"layer", "kv_heads", ...,
@@ -43,6 +46,7 @@ enum class Arrays {
 };
 [[nodiscard]] Json layer_json(const formats::LayerCodebook& layer, Arrays arrays);
 /// {"methods": [{"name", "bits", "fraction", "bits_per_value", "cache_bytes", "context", "estimated_kld", "layers"}],
+///  "recipe": null or {"bits_per_value", "cache_bytes", "kld"},
 ///  "sample": {"threshold_shift", "threshold_shift_limit", "datatype_excess", "datatype_excess_limit", "enough",
 ///  "advice"}}
 [[nodiscard]] Json summary_json(const calib::CodebookSummary& summary);

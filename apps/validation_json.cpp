@@ -26,6 +26,15 @@ Json tensor_json(const calib::TensorReport& tensor) {
   return json;
 }
 
+Json windows_json(const std::vector<calib::MethodScore>& windows) {
+  Json divergences = Json::array(), perplexities = Json::array();
+  for (const calib::MethodScore& window : windows) {
+    divergences.push_back(number(window.divergence_mean));
+    perplexities.push_back(number(window.perplexity));
+  }
+  return {{"kld_mean", std::move(divergences)}, {"ppl", std::move(perplexities)}};
+}
+
 Json decoding_json(const calib::DecodingReport& decoding) {
   Json means = Json::array(), errors = Json::array(), agreements = Json::array();
   for (const calib::MethodScore& score : decoding.positions) {
@@ -37,6 +46,7 @@ Json decoding_json(const calib::DecodingReport& decoding) {
           {"kld_stderr", number(decoding.score.divergence_stderr)},
           {"kld_p99", number(decoding.score.divergence_p99)},
           {"top1_agreement", number(decoding.score.top1_agreement)},
+          {"by_window", windows_json(decoding.windows)},
           {"by_position",
            {{"kld_mean", std::move(means)},
             {"kld_stderr", std::move(errors)},
@@ -64,6 +74,7 @@ Json method_json(const calib::MethodReport& method) {
                {"static_bytes", method.static_bytes},
                {"attention_agreement",
                 method.attention_agreement ? number(*method.attention_agreement) : Json(nullptr)},
+               {"by_window", windows_json(method.windows)},
                {"layers", std::move(layers)}};
   if (method.decoding) json["generate"] = decoding_json(*method.decoding);
   for (const calib::PasskeyReport& passkey : method.passkey) {

@@ -70,10 +70,15 @@ CodebookSummary summarise(const formats::Codebook& codebook) {
   options.context = kSummaryContext;
   options.methods = {"fp"};
   for (const formats::DatatypeChoice& datatype : shape.datatypes) options.methods.push_back(datatype.name());
+  if (codebook.recipe) options.methods.emplace_back("recipe");
   const CachePlan plan = plan_cache({shape, {}}, options);
   summary.exact_cache_bytes = plan.methods.front().cache_bytes;
   for (std::size_t i = 0; i < shape.datatypes.size(); ++i)
     summary.methods.push_back(estimate(codebook, shape.datatypes[i], plan.methods[i + 1]));
+  if (codebook.recipe) {
+    const MethodSize& size = plan.methods.back();
+    summary.recipe = {size.bits_per_value, size.cache_bytes, codebook.recipe->divergence};
+  }
   summary.sample = sample_difference(codebook);
   summary.sample_tensors = tensor_differences(codebook);
   summary.advice = advice_of(codebook);

@@ -40,9 +40,17 @@ struct MethodEstimate {
   [[nodiscard]] std::vector<TensorEstimate> worst(std::size_t count) const;
 };
 
+/// Of what the codebook's recipe stores, at kSummaryContext.
+struct RecipeEstimate {
+  double bits_per_value = 0;
+  std::int64_t cache_bytes = 0;
+  double divergence = 0;  ///< as the recipe foretells it
+};
+
 struct CodebookSummary {
   std::int64_t exact_cache_bytes = 0;  ///< in 16 bits
   std::vector<MethodEstimate> methods;
+  std::optional<RecipeEstimate> recipe;
   SampleDifference sample;
   std::vector<TensorDifference> sample_tensors;
   std::vector<SampleAdvice> advice;  ///< none: the sample was enough

@@ -55,6 +55,12 @@ std::optional<double> mean_agreement(const std::vector<LayerReport>& layers) {
   return count > 0 ? std::optional(sum / count) : std::nullopt;
 }
 
+std::vector<MethodScore> score_each(const std::vector<WindowScores>& windows) {
+  std::vector<MethodScore> scores;
+  for (const WindowScores& window : windows) scores.push_back(summarise({&window, 1}));
+  return scores;
+}
+
 std::vector<MethodReport> report_methods(const ValidationJob& job, const std::vector<MethodCost>& costs) {
   const auto exact = std::ranges::find(costs, kFullPrecision, &MethodCost::name);
   std::vector<MethodReport> reports;
@@ -62,6 +68,7 @@ std::vector<MethodReport> report_methods(const ValidationJob& job, const std::ve
     MethodReport report;
     report.name = cost.name;
     report.score = cost.score;
+    report.windows = score_each(cost.windows);
     report.perplexity_delta = cost.score.perplexity - exact->score.perplexity;
     report.perplexity_delta_stderr = cost.perplexity_delta_stderr;
     report.bits_per_value = cost.bits_per_value();
@@ -174,7 +181,8 @@ class Runs {
           static_cast<std::int64_t>(windows.sample(w).size()) - tokens - 1;
     const std::vector<MethodCost> costs = run(windows, options);
     for (std::size_t m = 0; m < costs.size(); ++m)
-      reports[m].decoding = {costs[m].score, summarise_positions(costs[m].windows)};
+      reports[m].decoding = {costs[m].score, score_each(costs[m].windows),
+                             summarise_positions(costs[m].windows)};
   }
 
   void ask_for_passkeys(const RunNeed& need, std::vector<MethodReport>& reports) const {

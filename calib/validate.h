@@ -73,6 +73,7 @@ struct LayerReport {
 /// What decoding costs: the model's own continuation, each token read from the cache as it stands at its step.
 struct DecodingReport {
   MethodScore score;
+  std::vector<MethodScore> windows;    ///< each by itself, what `score` is a mean of
   std::vector<MethodScore> positions;  ///< of each token after the prompt, over windows
 };
 
@@ -84,7 +85,8 @@ struct PasskeyReport {
 struct MethodReport {
   std::string name;
   MethodScore score;
-  double perplexity_delta = 0;  ///< from fp's
+  std::vector<MethodScore> windows;  ///< each by itself: what methods differ by, paired
+  double perplexity_delta = 0;       ///< from fp's
   /// Of that difference, over windows: a delta of less than twice this may be noise.
   double perplexity_delta_stderr = 0;
   double bits_per_value = 0;  ///< all bytes of the sequences, tables apart

@@ -55,6 +55,20 @@ TEST(CodebookDiff, EqualCodebooksHaveNoDifferenceAndCreatorsDoNotCount) {
   EXPECT_TRUE(diff_codebooks(codebook(), other).empty());
 }
 
+TEST(CodebookDiff, RecipesAreComparedTensorByTensor) {
+  Codebook left = codebook();
+  left.recipe.emplace().tensors = {{0, "key", 2, 0.01, 0.5}, {0, "value", 2, 0.01, 0.25}};
+  Codebook right = left;
+  EXPECT_TRUE(diff_codebooks(left, right).empty());
+  right.recipe->tensors[1].bits = kKeptBits;
+  const std::vector<Difference> differences = diff_codebooks(left, right);
+  ASSERT_EQ(differences.size(), 1U);
+  EXPECT_EQ(differences[0].path, "/recipe/0000/value@bits");
+  right.recipe.reset();
+  ASSERT_EQ(diff_codebooks(left, right).size(), 1U);
+  EXPECT_EQ(diff_codebooks(left, right)[0].path, "/recipe");
+}
+
 TEST(CodebookDiff, ProvenanceComesFirstAndNamesTheOption) {
   Codebook other = codebook();
   other.layers[1].value().fisher_channel[2] = 5;

@@ -32,6 +32,15 @@ TEST(Codebook, ReadsBackWhatWasWritten) {
   EXPECT_EQ(round_trip(folder / "a.h5", sample_codebook()), sample_codebook());
 }
 
+TEST(Codebook, ReadsBackARecipeInWhateverOrder) {
+  const TemporaryFolder folder;
+  Codebook codebook = sample_codebook();
+  testing::add_recipe(codebook);
+  const Codebook sorted = codebook;
+  std::ranges::reverse(codebook.recipe->tensors);
+  EXPECT_EQ(round_trip(folder / "a.h5", codebook), sorted);
+}
+
 TEST(Codebook, OneLayerAloneIsAFile) {
   const TemporaryFolder folder;
   EXPECT_EQ(round_trip(folder / "layer.h5", sample_codebook({1})), sample_codebook({1}));
@@ -191,6 +200,7 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
   const TemporaryFolder folder;
   const auto expect = [&](const auto& change, std::string_view part) {
     Codebook codebook = sample_codebook();
+    testing::add_recipe(codebook);
     change(codebook);
     EXPECT_ERROR(write_codebook(folder / "bad.h5", codebook), part);
     EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
@@ -272,6 +282,23 @@ TEST(Codebook, RefusesToWriteWhatItWouldNotRead) {
   expect([&](Codebook& c) { fitted(c).histogram.pop_back(); }, "outliers_0/nuq2/histogram: has 127 elements");
   expect([&](Codebook& c) { c.layers[0].value().outliers[0].datatypes[0].scale = fitted(c).scale; },
          "/layers/0000/value/outliers_0/nuq2/scale: there is one, and thresholds are a token's");
+  expect([](Codebook& c) { c.recipe->tensors[0].bits = 4; },
+         "/recipe/0000/key: asks for 4 bits and an outlier fraction of 0.01, and the tensor holds no such "
+         "datatype");
+  expect([](Codebook& c) { c.recipe->tensors[0].fraction = 0.02; }, "/recipe/0000/key: asks for 3 bits");
+  expect([](Codebook& c) { c.recipe->tensors[1].divergence = -1; }, "/recipe/0000/value: divergence is -1");
+  expect([](Codebook& c) { c.recipe->tensors.pop_back(); }, "/recipe/0002/value: is missing");
+  expect([](Codebook& c) { c.recipe->tensors.erase(c.recipe->tensors.begin()); },
+         "/recipe/0000/value: found where /recipe/0000/key is expected");
+  expect(
+      [](Codebook& c) {
+        c.recipe->tensors.push_back({7, "key", 2, 0, 0});
+      },
+      "/recipe/0007/key: is no tensor of this codebook");
+  expect([](Codebook& c) { c.recipe->source = "guessed"; }, "/recipe@source: is 'guessed'");
+  expect([](Codebook& c) { c.recipe->context = 0; }, "/recipe: context is 0");
+  expect([](Codebook& c) { c.recipe->curve.clear(); }, "/recipe/curve: has 0 numbers; expected pairs");
+  expect([](Codebook& c) { c.recipe->curve[2] = 2; }, "/recipe/curve: row 1 has fewer bits");
   expect([](Codebook& c) { c.layers[0].value().rotation_block = 2; },
          "/layers/0000/value: rotation_block is 2; expected a power of two that divides the 3 channels");
   expect([](Codebook& c) { c.layers[0].value().rotation_block = 4; },

@@ -107,6 +107,20 @@ inline Codebook sample_codebook(std::vector<int> layers = {0, 2}) {
   return codebook;
 }
 
+/// Every tensor by its last datatype; the last one is kept as it is.
+inline void add_recipe(Codebook& codebook) {
+  codebook.recipe = {R"({"bits_per_value":3})",     "measured", 4096, 1234, 2.75, 0.0625,
+                     {2.25F, 0.5F, 2.75F, 0.0625F}, {}};
+  for (const LayerCodebook& layer : codebook.layers) {
+    for (const TensorCodebook& tensor : layer.tensors) {
+      const OutlierSet& set = tensor.outliers.back();
+      codebook.recipe->tensors.push_back(
+          {layer.index, tensor.tensor.name, set.datatypes.back().bits, set.fraction, 0.0625});
+    }
+  }
+  codebook.recipe->tensors.back().bits = kKeptBits;
+}
+
 /// One layer, and one fraction and datatype in each place: all kinds of parts, as small as may be, for the fuzzers.
 inline Codebook small_codebook() {
   Codebook codebook = sample_codebook({0});
@@ -117,6 +131,7 @@ inline Codebook small_codebook() {
         if (set.datatypes.size() > 1) set.datatypes.pop_back();
     }
   }
+  add_recipe(codebook);
   return codebook;
 }
 
