@@ -150,9 +150,15 @@ void add_method(CommandLine& line, calib::CalibrationOptions& options) {
              "range, the default: an error counts in the units of the values; none: in those of each "
              "channel's range, as in KVQuant's files")
       ->group(group);
-  add_choice(app, "--ranges", options.ranges, calib::kRanges,
-             "threshold, the default: a key channel's levels lie between its thresholds; fitted: where the "
-             "weighted error of each datatype is least")
+  app.add_option_function<std::string>(
+         "--ranges",
+         [&options](const std::string& name) {
+           options.ranges = base::parse_choice("--ranges", name, calib::kRanges);
+         },
+         "fitted, the default: a key channel's levels lie where the weighted error of each datatype is "
+         "least; "
+         "threshold, as in the paper and with --ablation: between its thresholds")
+      ->type_name("NAME")
       ->group(group);
   add_choice(app, "--value-rotation", options.value_rotation, calib::kValueRotations,
              "none, the default; hadamard: values are turned within each kv head before they are quantised, "

@@ -86,7 +86,7 @@ struct CalibrationOptions {
   ValueScope value_scope = ValueScope::token;
   Sensitivity sensitivity = Sensitivity::fisher;
   FisherScale fisher_scale = FisherScale::range;
-  Ranges ranges = Ranges::threshold;
+  std::optional<Ranges> ranges;  ///< nullopt: fitted, and threshold with `ablation`
   ValueRotation value_rotation = ValueRotation::none;
   DtypeChoice dtype = DtypeChoice::automatic;
   /// Where the model runs: "cpu"; this version has no other, and anything else is base::WrongUsage.

@@ -20,6 +20,10 @@ using nlohmann::json;
 
 namespace {
 
+Ranges ranges_of(const CalibrationOptions& options) {
+  return options.ranges.value_or(options.ablation ? Ranges::threshold : Ranges::fitted);
+}
+
 void check_lists(const CalibrationOptions& options) {
   if (options.bits.empty()) throw base::WrongUsage("--bits is empty: it may be 2, 3 and 4, such as 2,3,4");
   std::set<int> bits;
@@ -58,7 +62,7 @@ void check_options(const CalibrationOptions& options) {
         "--ablation");
   }
   if (options.ablation &&
-      (options.ranges != Ranges::threshold || options.value_rotation != ValueRotation::none)) {
+      (ranges_of(options) != Ranges::threshold || options.value_rotation != ValueRotation::none)) {
     throw base::WrongUsage(
         "--ablation takes the paper's method apart; give --ranges threshold and --value-rotation none with "
         "it");
@@ -149,7 +153,8 @@ std::string options_json(const CalibrationJob& job) {
                  {"dtype", dtype_text(job.session.placement.dtype)},
                  {"device", options.device}};
   if (options.ablation) fields["ablation"] = true;
-  if (options.ranges != Ranges::threshold) fields["ranges"] = base::choice_name(options.ranges, kRanges);
+  if (ranges_of(options) != Ranges::threshold)
+    fields["ranges"] = base::choice_name(ranges_of(options), kRanges);
   if (options.value_rotation != ValueRotation::none)
     fields["value_rotation"] = base::choice_name(options.value_rotation, kValueRotations);
   if (options.tokens.empty()) {
@@ -246,7 +251,7 @@ FitOptions CalibrationJob::fit_options() const {
   fit.range_weights = options.fisher_scale == FisherScale::range;
   fit.threads = session.placement.threads;
   fit.ablation = options.ablation;
-  fit.fitted_ranges = options.ranges == Ranges::fitted;
+  fit.fitted_ranges = ranges_of(options) == Ranges::fitted;
   fit.turned_values = options.value_rotation == ValueRotation::hadamard;
   return fit;
 }

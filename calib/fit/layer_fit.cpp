@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -125,18 +126,38 @@ class DatatypeFit {
     return datatypes;
   }
 
-  /// At its optimum in ranges that are fitted from `start` on; `start` itself where these do no better.
-  [[nodiscard]] formats::Datatype in_fitted(const RangeFit& ranges, const formats::Datatype& start) const {
-    const std::vector<double> levels(start.centroids.begin(), start.centroids.end());
+  /// At their optimum in ranges that are fitted; in those of the thresholds where these do no better.
+  [[nodiscard]] std::vector<formats::Datatype> in_fitted(const RangeFit& ranges,
+                                                         const std::vector<int>& bits) const {
+    std::vector<formats::Datatype> datatypes;
+    for (const int b : bits) {
+      const RangeFit::Start start = ranges.start(1 << b, threads_);
+      std::optional<formats::Datatype> fitted = fit_ranges(ranges, b, start.levels);
+      // Where fitting gains little, only the thresholds' own optimum says whether it gains at all.
+      if (!fitted || !(fitted->objective < (1 - kCertainGain) * start.error)) {
+        formats::Datatype exact = in_thresholds({b}).front();
+        if (!fitted || !(fitted->objective < exact.objective)) fitted = std::move(exact);
+      }
+      datatypes.push_back(std::move(*fitted));
+    }
+    return datatypes;
+  }
+
+ private:
+  // What a start may lie above the optimum that it stands for, and more.
+  static constexpr double kCertainGain = 0.01;
+
+  // Nothing where they can't be stored.
+  [[nodiscard]] std::optional<formats::Datatype> fit_ranges(const RangeFit& ranges, int bits,
+                                                            const std::vector<double>& levels) const {
     std::vector<Normaliser> fitted = ranges.fit(levels, threads_);
-    const std::vector<int> counts = {1 << start.bits};
+    const std::vector<int> counts = {1 << bits};
     const kmeans::Solution solution = kmeans::solve_all(FitSource(source_, fitted), counts, 0.0, threads_)[0];
-    if (!(solution.objective < start.objective)) return start;
-    formats::Datatype datatype = make(start.bits, solution);
+    formats::Datatype datatype = make(bits, solution);
     // Of all units that give the same numbers those in which the levels reach from -1 to 1.
     const double low = solution.centroids.front(), high = solution.centroids.back();
     const double middle = (high + low) / 2, half = (high - low) / 2;
-    if (!(half > 0)) return start;
+    if (!(half > 0)) return std::nullopt;
     for (const double centroid : solution.centroids)
       datatype.centroids.push_back(static_cast<float>((centroid - middle) / half));
     for (Normaliser& range : fitted) {
@@ -145,14 +166,13 @@ class DatatypeFit {
       datatype.scale.push_back(static_cast<float>(range.range));
       datatype.zero.push_back(static_cast<float>(range.zero));
     }
-    if (!fit_in_half(datatype)) return start;
+    if (!fit_in_half(datatype)) return std::nullopt;
     const FitSource source(source_, fitted);
     datatype.histogram = weight_histogram(source, threads_);
     set_qnorm(datatype, qnorm(source, {datatype.centroids}, threads_)[0]);
     return datatype;
   }
 
- private:
   [[nodiscard]] formats::Datatype make(int bits, const kmeans::Solution& solution) const {
     formats::Datatype datatype;
     datatype.bits = bits;
@@ -192,10 +212,10 @@ formats::OutlierSet fit_datatypes(const CapturedTokens& tokens, const Thresholds
   set.fraction = fraction;
   set.histogram = weight_histogram(*source, options.threads);
   const DatatypeFit fit(*source, weights_name, options.threads);
-  set.datatypes = fit.in_thresholds(options.bits);
-  if (!options.fitted_ranges || !layout.by_channel()) return set;
-  const RangeFit ranges(tokens, thresholds, weighting, options.threads);
-  for (formats::Datatype& datatype : set.datatypes) datatype = fit.in_fitted(ranges, datatype);
+  const bool fits_ranges = options.fitted_ranges && layout.by_channel();
+  set.datatypes = fits_ranges
+                      ? fit.in_fitted(RangeFit(tokens, thresholds, weighting, options.threads), options.bits)
+                      : fit.in_thresholds(options.bits);
   return set;
 }
 

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <utility>
 
 #include "base/parallel.h"
+#include "kmeans/weighted_kmeans.h"
 
 namespace kvcal::calib {
 namespace {
@@ -67,6 +69,26 @@ RangeFit::RangeFit(const CapturedTokens& tokens, const Thresholds& thresholds, W
       squares_[channel] += weight * point * point;
     }
   });
+}
+
+RangeFit::Start RangeFit::start(int levels, int threads) const {
+  std::vector<double> points, weights;
+  double scatter = 0;  // within parts
+  for (std::size_t channel = 0; channel < normalisers_.size(); ++channel) {
+    if (costs_[channel] == 0) continue;
+    double squares = 0;
+    for (std::size_t i = 0; i < kParts; ++i) {
+      const Part& part = parts_[channel * kParts + i];
+      if (!(part.weight > 0)) continue;
+      points.push_back(part.moment / part.weight);
+      weights.push_back(costs_[channel] * part.weight);
+      squares += part.moment / part.weight * part.moment;
+    }
+    scatter += costs_[channel] * std::max(0.0, squares_[channel] - squares);
+  }
+  kmeans::Solution solution =
+      kmeans::solve(std::span<const double>(points), weights, {.clusters = levels, .threads = threads});
+  return {std::move(solution.centroids), solution.objective + scatter};
 }
 
 std::vector<RangeFit::Part> RangeFit::by_level(std::size_t channel, const std::vector<double>& levels,

@@ -58,8 +58,6 @@ std::string string_literal(std::string_view text, const char* what) {
   return literal + "\"";
 }
 
-constexpr std::string_view kTarget = "the header";
-
 // In the order of the layers.
 std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoice& choice) {
   std::vector<LayerTables> tables;
@@ -68,10 +66,9 @@ std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoic
       throw InvalidInput(concat("layer ", layer.index, ": caches other tensors than keys and values of the ",
                                 "same heads, for which the header has no tables"));
     }
-    refuse_rotation(layer, kTarget);
+    refuse_rotation(layer, "the header");
     tables.push_back({&layer, require_datatype(layer.index, layer.key(), choice),
                       require_datatype(layer.index, layer.value(), choice)});
-    refuse_ranges(layer.index, layer.key(), *tables.back().key.datatype, kTarget);
   }
   return tables;
 }
@@ -96,7 +93,11 @@ std::vector<float> levels_of(const Datatype& datatype, const std::string& what) 
 class Header {
  public:
   Header(const Codebook& codebook, const DatatypeChoice& choice)
-      : codebook_(codebook), choice_(choice), tables_(tables_of(codebook, choice)) {}
+      : codebook_(codebook),
+        choice_(choice),
+        tables_(tables_of(codebook, choice)),
+        has_ranges_(std::ranges::any_of(
+            tables_, [](const LayerTables& tables) { return tables.key.datatype->has_ranges(); })) {}
 
   std::string text() {
     text_ =
@@ -136,6 +137,10 @@ class Header {
     define("CENTROIDS", std::to_string(1 << choice_.bits));
     define("OUTLIER_FRACTION", number_text(tables_.front().key.outliers->fraction, ""));
     define("QNORM", choice_.qnorm ? "1" : "0");
+    text_ +=
+        "/* Ranges of keys are key_scale and key_zero (1), or half the distance of thresholds and their "
+        "middle (0). */\n";
+    define("KEY_RANGES", has_ranges_ ? "1" : "0");
     define("SINKS", std::to_string(codebook_.calibration.sinks));
     text_ += "/* Thresholds of values are found in each token: over all its heads (0), or in each (1). */\n";
     define("VALUES_BY_HEAD", codebook_.calibration.value_scope == "head" ? "1" : "0");
@@ -159,8 +164,15 @@ class Header {
         "/* Channel c of head h is element h * dim + c. A layer without a cache of its own is all 0 and "
         "NULL. */\n"
         "struct kvcal_layer {\n"
-        "  int kv_heads, key_dim, value_dim; /* dims per head */\n"
-        "  const float *key_lower, *key_upper; /* [kv_heads * key_dim], before RoPE */\n"
+        "  int kv_heads, key_dim, value_dim; /* dims per head */\n";
+    // Under other names where they say less: what takes them for ranges doesn't compile.
+    text_ += has_ranges_ ? "  const float *key_outlier_below, *key_outlier_above; /* [kv_heads * key_dim], "
+                           "before RoPE */\n"
+                           "  const float *key_scale, *key_zero; /* [kv_heads * key_dim]: level * scale + "
+                           "zero, both rounded to "
+                           "fp16 */\n"
+                         : "  const float *key_lower, *key_upper; /* [kv_heads * key_dim], before RoPE */\n";
+    text_ +=
         "  const float *key_centroids, *value_centroids; /* [KVCAL_CENTROIDS], ascending: the nearest gives "
         "the code */\n"
         "  const float *key_levels, *value_levels; /* [KVCAL_CENTROIDS]: what a code comes back as */\n"
@@ -180,6 +192,7 @@ class Header {
   void add_layer(const LayerTables& tables) {
     add_array(tables, "key_lower", tables.key.outliers->lower);
     add_array(tables, "key_upper", tables.key.outliers->upper);
+    if (has_ranges_) add_ranges(tables);
     add_array(tables, "key_centroids", tables.key.datatype->centroids);
     add_array(tables, "value_centroids", tables.value.datatype->centroids);
     if (!choice_.qnorm) return;
@@ -189,14 +202,30 @@ class Header {
               levels_of(*tables.value.datatype, concat("layer ", tables.layer->index, ", value")));
   }
 
+  // The thresholds' own where this layer's were not fitted.
+  void add_ranges(const LayerTables& tables) {
+    std::vector<float> scale = tables.key.datatype->scale, zero = tables.key.datatype->zero;
+    if (scale.empty()) {
+      const OutlierSet& set = *tables.key.outliers;
+      for (std::size_t c = 0; c < set.lower.size(); ++c) {
+        const double lower = set.lower[c], upper = set.upper[c];
+        scale.push_back(static_cast<float>((upper - lower) / 2));
+        zero.push_back(static_cast<float>((upper + lower) / 2));
+      }
+    }
+    add_array(tables, "key_scale", scale);
+    add_array(tables, "key_zero", zero);
+  }
+
   void add_entry(const LayerTables& tables) {
     const LayerCodebook& layer = *tables.layer;
     const std::string prefix = concat("kvcal_", layer.index, "_");
     const char* levels = choice_.qnorm ? "levels" : "centroids";
-    text_ +=
-        concat("  {", layer.key().tensor.heads, ", ", layer.key().tensor.dim, ", ", layer.value().tensor.dim,
-               ", ", prefix, "key_lower, ", prefix, "key_upper,\n   ", prefix, "key_centroids, ", prefix,
-               "value_centroids, ", prefix, "key_", levels, ", ", prefix, "value_", levels, "},\n");
+    text_ += concat("  {", layer.key().tensor.heads, ", ", layer.key().tensor.dim, ", ",
+                    layer.value().tensor.dim, ", ", prefix, "key_lower, ", prefix, "key_upper,\n   ",
+                    has_ranges_ ? concat(prefix, "key_scale, ", prefix, "key_zero, ") : "", prefix,
+                    "key_centroids, ", prefix, "value_centroids, ", prefix, "key_", levels, ", ", prefix,
+                    "value_", levels, "},\n");
   }
 
   void add_table() {
@@ -206,7 +235,8 @@ class Header {
       if (next != tables_.end() && next->layer->index == i) {
         add_entry(*next++);
       } else {
-        text_ += "  {0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL},\n";
+        text_ += concat("  {0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL", has_ranges_ ? ", NULL, NULL" : "",
+                        "},\n");
       }
     }
     text_ += "};\n";
@@ -215,6 +245,7 @@ class Header {
   const Codebook& codebook_;
   const DatatypeChoice& choice_;
   std::vector<LayerTables> tables_;
+  bool has_ranges_;
   std::string text_;
 };
 
