@@ -67,7 +67,8 @@ void add_options(CommandLine& line, ExportArguments& arguments) {
       ->type_name("PATH");
   app.option_defaults()->group("Of formats that hold a datatype");
   app.add_option("--method", options.method,
-                 "Which, such as nuq3-1% or nuq3-1%-qn; needed where the codebook holds several")
+                 "Which, such as nuq3-1% or nuq3-1%-qn, or of flat also recipe; needed where the codebook "
+                 "holds several")
       ->type_name("NAME");
   app.option_defaults()->group("Of formats that hold scales");
   app.add_option_function<std::string>(

@@ -115,6 +115,18 @@ formats::DatatypeChoice find_method(const formats::Codebook& codebook, const std
       ": ", known));
 }
 
+void check_recipe(const formats::Codebook& codebook, const formats::ExportTarget& target) {
+  if (!target.takes_recipe) {
+    std::string known;
+    for (const formats::ExportTarget& other : export_targets())
+      if (other.takes_recipe) known += base::concat(known.empty() ? "" : ", ", other.name);
+    throw base::WrongUsage(base::concat(
+        "--format ", target.name, " has one datatype for all tensors and takes no recipe; ", known, " does"));
+  }
+  if (!codebook.recipe)
+    throw base::WrongUsage("--method is 'recipe', and the codebook has none; kvcal allocate writes one");
+}
+
 formats::ScaleChoice scale_choice(const ExportOptions& options, const formats::ExportTarget& target) {
   formats::ScaleChoice choice = target.usual;
   choice.type = options.type.value_or(choice.type);
@@ -189,8 +201,12 @@ formats::ExportReport export_codebook(const ExportOptions& options) {
     return report;
   }
   formats::ExportRequest request{codebook, options.out, {}, {}, {}, options.copy};
-  if (target.content == formats::ExportContent::datatypes)
-    request.datatype = find_method(codebook, options.method);
+  if (target.content == formats::ExportContent::datatypes) {
+    if (options.method == "recipe")
+      check_recipe(codebook, target);
+    else
+      request.datatype = find_method(codebook, options.method);
+  }
   if (target.content == formats::ExportContent::scales) request.scales = scale_choice(options, target);
   if (!options.model.empty()) request.model = model_folder(options, codebook);
   check_out(options.out);

@@ -19,15 +19,38 @@ namespace {
 using base::concat;
 using base::InvalidInput;
 
-codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::DatatypeChoice& choice) {
+/// The datatypes that a layer's tensors are stored by.
+class Choices {
+ public:
+  explicit Choices(const formats::ExportRequest& request) : request_(request) {}
+
+  [[nodiscard]] formats::DatatypeChoice of(const formats::LayerCodebook& layer, const char* tensor) const {
+    if (request_.datatype) return *request_.datatype;
+    const formats::TensorRecipe& recipe = *request_.codebook.recipe->find(layer.index, tensor);
+    return {recipe.bits, recipe.fraction, false};
+  }
+  /// Whether the recipe leaves one of them as it is.
+  [[nodiscard]] bool keeps(const formats::LayerCodebook& layer) const {
+    return std::ranges::any_of(layer.tensors, [&](const formats::TensorCodebook& tensor) {
+      return of(layer, tensor.tensor.name.c_str()).bits == formats::kKeptBits;
+    });
+  }
+
+ private:
+  const formats::ExportRequest& request_;
+};
+
+codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const Choices& choices) {
   formats::refuse_rotation(layer, "the flat format");
   if (!layer.has_kv_heads()) {
     throw InvalidInput(concat("layer ", layer.index,
                               " caches other tensors than keys and values of the same heads, ",
                               "for which the kernels have no place"));
   }
-  const formats::ChosenDatatype key = formats::require_datatype(layer.index, layer.key(), choice);
-  const formats::ChosenDatatype value = formats::require_datatype(layer.index, layer.value(), choice);
+  const formats::DatatypeChoice key_choice = choices.of(layer, "key"),
+                                value_choice = choices.of(layer, "value");
+  const formats::ChosenDatatype key = formats::require_datatype(layer.index, layer.key(), key_choice);
+  const formats::ChosenDatatype value = formats::require_datatype(layer.index, layer.value(), value_choice);
   codec::FlatLayer flat;
   flat.index = static_cast<std::uint32_t>(layer.index);
   flat.kv_heads = static_cast<std::uint32_t>(layer.key().tensor.heads);
@@ -38,8 +61,10 @@ codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const formats::
   flat.key_upper = key.outliers->upper;
   flat.key_scale = key.datatype->scale;
   flat.key_zero = key.datatype->zero;
-  flat.key = codec_datatype(*key.datatype, choice.qnorm);
-  flat.value = codec_datatype(*value.datatype, choice.qnorm);
+  flat.key = codec_datatype(*key.datatype, key_choice.qnorm);
+  flat.value = codec_datatype(*value.datatype, value_choice.qnorm);
+  flat.key_outliers = key_choice.fraction;
+  flat.value_outliers = value_choice.fraction;
   return flat;
 }
 
@@ -53,9 +78,6 @@ std::vector<std::string> kernel_warnings(const codec::FlatCodebook& flat) {
         "values were fitted with thresholds over all heads; kvcal's kernels find them in each: "
         "calibrate with --value-scope head");
   }
-  const auto bits = static_cast<unsigned>(flat.layers.front().key.bits);
-  if (!codec::has_kernel(bits, 64))  // of any size of a head
-    warnings.push_back(concat("kvcal's kernels take 2, 3 and 4 bits; this datatype has ", bits));
   const std::string sizes = concat("kvcal's kernels take head dimensions 64, 128 and 256 and up to ",
                                    KVCAL_TILE_TOKENS, " sinks; ");
   for (const codec::FlatLayer& layer : flat.layers) {
@@ -75,20 +97,31 @@ formats::ExportReport write(const formats::ExportRequest& request) {
   codec::FlatCodebook flat;
   flat.sinks = static_cast<std::uint32_t>(codebook.calibration.sinks);
   flat.value_per_head = codebook.calibration.value_scope == "head";
-  flat.outlier_fraction = request.datatype->fraction;
   flat.content_sha256 = codebook.content_sha256;
   flat.config_sha256 = codebook.model.config_sha256;
   flat.weights_sha256 = codebook.model.weights_sha256;
-  for (const formats::LayerCodebook& layer : codebook.layers)
-    flat.layers.push_back(flat_layer(layer, *request.datatype));
+  const Choices choices(request);
+  std::string kept;
+  for (const formats::LayerCodebook& layer : codebook.layers) {
+    if (choices.keeps(layer))
+      kept += concat(kept.empty() ? "" : ", ", layer.index);
+    else
+      flat.layers.push_back(flat_layer(layer, choices));
+  }
+  if (flat.layers.empty())
+    throw InvalidInput("the recipe keeps every layer as it is; there is nothing to export");
   base::write_file_atomically(request.out, codec::flat_bytes(flat));
   formats::ExportReport report;
   report.files = {request.out};
   report.serve =
       concat("kvcal_codebook_open(<bytes of ", request.out.string(), ">, ...), see docs/kernels.md");
-  report.needs = concat("cuda/kernels/flat_format.h, version ", KVCAL_FLAT_VERSION, "; no library");
+  report.needs = concat("cuda/kernels/flat_format.h, version ",
+                        request.datatype ? KVCAL_FLAT_VERSION : KVCAL_FLAT_VERSION_MIXED, "; no library");
   report.beware = "keys are quantised before RoPE: rotate what is read back, never what is stored";
   report.warnings = kernel_warnings(flat);
+  if (!kept.empty())
+    report.warnings.push_back(
+        concat("the recipe keeps layers ", kept, " in 16 bits, so that the export leaves them out"));
   return report;
 }
 
@@ -98,6 +131,7 @@ formats::ExportTarget flat_target() {
   return {.name = "flat",
           .about = "one datatype as bytes that kernels read where they lie",
           .content = formats::ExportContent::datatypes,
+          .takes_recipe = true,
           .write = write};
 }
 

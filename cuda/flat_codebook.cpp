@@ -12,7 +12,7 @@ namespace kvcal::codec {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the block is written as it lies in memory");
-static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 80 && sizeof(Affine) == 4);
+static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 96 && sizeof(Affine) == 4);
 
 using base::concat;
 using base::InvalidInput;
@@ -53,19 +53,37 @@ void put_text(char (&field)[64], const std::string& text, const char* name) {
   std::copy(text.begin(), text.end(), field);
 }
 
-void check_layer(const FlatLayer& layer, int bits) {
+void check_layer(const FlatLayer& layer) {
   const std::size_t channels = std::size_t{layer.kv_heads} * layer.key_dim;
   if (layer.key_lower.size() != channels || layer.key_upper.size() != channels) {
     throw InvalidInput(concat("layer ", layer.index, ": ", layer.key_lower.size(), " and ",
                               layer.key_upper.size(), " thresholds of ", channels, " channels"));
   }
-  if (layer.key.bits != bits || layer.value.bits != bits) {
-    throw InvalidInput(concat("layer ", layer.index, ": datatypes of ", layer.key.bits, " and ",
-                              layer.value.bits, " bits; expected ", bits));
-  }
 }
 
-KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, double outliers) {
+/// Of a layer's tensors.
+struct Outliers {
+  double key = 0, value = 0;
+  friend bool operator==(const Outliers&, const Outliers&) = default;
+};
+
+Outliers outliers_of(const FlatLayer& layer, const FlatCodebook& codebook) {
+  return {layer.key_outliers.value_or(codebook.outlier_fraction),
+          layer.value_outliers.value_or(codebook.outlier_fraction)};
+}
+
+/// Whether all tensors have the bits and outliers of the first key.
+bool is_uniform(const FlatCodebook& codebook) {
+  const int bits = codebook.layers.front().key.bits;
+  const double fraction = outliers_of(codebook.layers.front(), codebook).key;
+  return std::ranges::all_of(codebook.layers, [&](const FlatLayer& layer) {
+    return layer.key.bits == bits && layer.value.bits == bits &&
+           outliers_of(layer, codebook) == Outliers{fraction, fraction};
+  });
+}
+
+KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, const Outliers& fractions) {
+  const double outliers = fractions.key;
   const KeyNormaliser normaliser =
       layer.key_scale.empty()
           ? KeyNormaliser(layer.key_lower, layer.key_upper, outliers)
@@ -81,14 +99,19 @@ KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, double outlier
     flat.key_lower = block.append(std::span<const float>(layer.key_lower));
     flat.key_upper = block.append(std::span<const float>(layer.key_upper));
   }
-  const std::size_t levels = std::size_t{1} << layer.key.bits;
+  const std::size_t key_levels = std::size_t{1} << layer.key.bits;
+  const std::size_t value_levels = std::size_t{1} << layer.value.bits;
   const auto append = [&](const float* numbers, std::size_t count) {
     return block.append(std::span<const float>(numbers, count));
   };
-  flat.key_midpoints = append(layer.key.midpoints, levels - 1);
-  flat.key_levels = append(layer.key.levels, levels);
-  flat.value_midpoints = append(layer.value.midpoints, levels - 1);
-  flat.value_levels = append(layer.value.levels, levels);
+  flat.key_midpoints = append(layer.key.midpoints, key_levels - 1);
+  flat.key_levels = append(layer.key.levels, key_levels);
+  flat.value_midpoints = append(layer.value.midpoints, value_levels - 1);
+  flat.value_levels = append(layer.value.levels, value_levels);
+  flat.key_bits = static_cast<std::uint32_t>(layer.key.bits);
+  flat.value_bits = static_cast<std::uint32_t>(layer.value.bits);
+  flat.key_outliers = static_cast<float>(fractions.key);
+  flat.value_outliers = static_cast<float>(fractions.value);
   return flat;
 }
 
@@ -96,29 +119,32 @@ KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, double outlier
 
 std::vector<std::byte> flat_bytes(const FlatCodebook& codebook) {
   if (codebook.layers.empty()) throw InvalidInput("no layer; expected at least one");
-  const int bits = codebook.layers.front().key.bits;
+  const bool uniform = is_uniform(codebook);
+  const std::size_t layer_bytes = uniform ? KVCAL_FLAT_LAYER_BYTES : sizeof(KvcalFlatLayer);
   KvcalFlatHeader header{};
   std::memcpy(header.magic, KVCAL_FLAT_MAGIC, sizeof(header.magic));
-  header.version = KVCAL_FLAT_VERSION;
+  header.version = uniform ? KVCAL_FLAT_VERSION : KVCAL_FLAT_VERSION_MIXED;
   header.header_bytes = sizeof(header);
   header.layers_offset = sizeof(header);
   header.layers = static_cast<std::uint32_t>(codebook.layers.size());
-  header.layer_bytes = sizeof(KvcalFlatLayer);
-  header.bits = static_cast<std::uint32_t>(bits);
+  header.layer_bytes = static_cast<std::uint32_t>(layer_bytes);
   header.sinks = codebook.sinks;
   header.value_per_head = codebook.value_per_head ? 1 : 0;
-  header.outlier_fraction = static_cast<float>(codebook.outlier_fraction);
+  if (uniform) {
+    header.bits = static_cast<std::uint32_t>(codebook.layers.front().key.bits);
+    header.outlier_fraction = static_cast<float>(outliers_of(codebook.layers.front(), codebook).key);
+  }
   put_text(header.content_sha256, codebook.content_sha256, "content_sha256");
   put_text(header.config_sha256, codebook.config_sha256, "config_sha256");
   put_text(header.weights_sha256, codebook.weights_sha256, "weights_sha256");
 
-  Block block(sizeof(header) + codebook.layers.size() * sizeof(KvcalFlatLayer));
+  Block block(sizeof(header) + codebook.layers.size() * layer_bytes);
   std::uint64_t offset = header.layers_offset;
   for (const FlatLayer& layer : codebook.layers) {
-    check_layer(layer, bits);
-    const KvcalFlatLayer flat = append_layer(block, layer, codebook.outlier_fraction);
-    block.put(offset, &flat, sizeof(flat));
-    offset += sizeof(flat);
+    check_layer(layer);
+    const KvcalFlatLayer flat = append_layer(block, layer, outliers_of(layer, codebook));
+    block.put(offset, &flat, layer_bytes);
+    offset += layer_bytes;
   }
   header.file_bytes = block.size();
   header.checksum = flat_checksum(block.from(sizeof(header)));

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct FlatLayer {
   std::vector<float> key_lower, key_upper;  ///< [kv_heads * key_dim]
   Datatype key, value;
   std::vector<float> key_scale = {}, key_zero = {};  ///< [kv_heads * key_dim], or empty: by the thresholds
+  std::optional<double> key_outliers = {}, value_outliers = {};  ///< fractions; nullopt: the codebook's
 };
 
 struct FlatCodebook {
@@ -29,7 +31,7 @@ struct FlatCodebook {
   std::vector<FlatLayer> layers;                              ///< at least one, by index
 };
 
-/// The same bytes for the same codebook, on every machine. Throws base::InvalidInput naming the layer where sizes or
+/// The same bytes for the same codebook, on every machine: of version 1 where all tensors have the same bits and outliers. Throws base::InvalidInput naming the layer where sizes or
 /// bits disagree.
 [[nodiscard]] std::vector<std::byte> flat_bytes(const FlatCodebook& codebook);
 

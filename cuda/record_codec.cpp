@@ -91,7 +91,7 @@ void encode_keys_of(const Part& part, std::span<const float> x, Bytes record,
                     std::vector<std::uint16_t>& sinks, KvcalCounters& counters) {
   const KeyNormaliser& normaliser = part.layer.keys;
   const Datatype& datatype = part.layer.key;
-  const CodeTile tile{part.layout.bits, part.layout.key_dim, true};
+  const CodeTile tile{part.layout.key_bits, part.layout.key_dim, true};
   for (std::size_t first = 0; first < part.count(); first += KVCAL_TILE_TOKENS) {
     const std::size_t index = first / KVCAL_TILE_TOKENS;
     RecordSlots slots(part.layout.key_slots);
@@ -116,7 +116,7 @@ void encode_keys_of(const Part& part, std::span<const float> x, Bytes record,
 void encode_values_of(const Part& part, std::span<const float> x, ThresholdFinder finder, Bytes record,
                       std::vector<std::uint16_t>& sinks, KvcalCounters& counters) {
   const Datatype& datatype = part.layer.value;
-  const CodeTile tile{part.layout.bits, part.layout.value_dim, false};
+  const CodeTile tile{part.layout.value_bits, part.layout.value_dim, false};
   std::vector<RecordSlots> strips(tile.dim / KVCAL_STRIP_CHANNELS, RecordSlots(part.layout.value_slots));
   for (std::size_t t = 0; t < part.count(); ++t) {
     const std::vector<float> row = take(part, t, x, tile.dim, sinks, counters);
@@ -146,7 +146,7 @@ float with_delta(float read, float delta) {
 
 void decode_keys_of(const Part& part, ReadBytes record, std::span<const std::uint16_t> sinks,
                     std::span<float> to) {
-  const CodeTile tile{part.layout.bits, part.layout.key_dim, true};
+  const CodeTile tile{part.layout.key_bits, part.layout.key_dim, true};
   const RecordSlots slots(part.layout.key_slots);
   for (std::size_t first = 0; first < part.count(); first += KVCAL_TILE_TOKENS) {
     const std::size_t index = first / KVCAL_TILE_TOKENS;
@@ -169,7 +169,7 @@ void decode_keys_of(const Part& part, ReadBytes record, std::span<const std::uin
 
 void decode_values_of(const Part& part, ReadBytes record, std::span<const std::uint16_t> sinks,
                       std::span<float> to) {
-  const CodeTile tile{part.layout.bits, part.layout.value_dim, false};
+  const CodeTile tile{part.layout.value_bits, part.layout.value_dim, false};
   const RecordSlots slots(part.layout.value_slots);
   std::vector<std::vector<float>> deltas;  // of each strip
   for (std::size_t s = 0; s < tile.dim / KVCAL_STRIP_CHANNELS; ++s)
@@ -209,13 +209,14 @@ bool are_sizes(const RecordPages& pages, std::size_t keys, std::size_t values) {
 
 void check(const RecordLayer& layer, const KvcalRecordLayout& layout) {
   const KvcalRecordLayout expected =
-      make_record_layout(layout.bits, layout.key_dim, layout.value_dim, layout.page_tokens, layout.key_slots,
-                         layout.value_slots);
+      make_record_layout(layout.key_bits, layout.value_bits, layout.key_dim, layout.value_dim,
+                         layout.page_tokens, layout.key_slots, layout.value_slots);
   require(std::memcmp(&expected, &layout, sizeof(layout)) == 0,
           "the layout is not what make_record_layout() makes");
-  require(std::cmp_equal(layer.key.bits, layout.bits) && std::cmp_equal(layer.value.bits, layout.bits),
-          base::concat("codes of ", layout.bits, " bits, datatypes of ", layer.key.bits, " and ",
-                       layer.value.bits));
+  require(
+      std::cmp_equal(layer.key.bits, layout.key_bits) && std::cmp_equal(layer.value.bits, layout.value_bits),
+      base::concat("codes of ", layout.key_bits, " and ", layout.value_bits, " bits, datatypes of ",
+                   layer.key.bits, " and ", layer.value.bits));
   require(layer.kv_heads > 0 && is_size(layer.keys.channels(), layer.kv_heads, layout.key_dim, 1),
           base::concat(layer.kv_heads, " kv heads of ", layout.key_dim, " channels, thresholds of ",
                        layer.keys.channels()));

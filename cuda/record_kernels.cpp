@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "cuda/flat_codebook.h"
+#include "cuda/kernels/float16.h"
 #include "cuda/kernels/kvcal_cuda.h"
 #include "cuda/kernels/launch.h"
 
@@ -111,6 +112,11 @@ FlatCodebook flat_codebook(const RecordLayer& layer, const KvcalRecordLayout& la
   flat.value_dim = layout.value_dim;
   flat.key_lower.assign(layer.keys.lower().begin(), layer.keys.lower().end());
   flat.key_upper.assign(layer.keys.upper().begin(), layer.keys.upper().end());
+  // As they are stored: fitted ones are not the thresholds'.
+  for (const Affine& affine : layer.keys.affines()) {
+    flat.key_scale.push_back(half_to_float(affine.scale));
+    flat.key_zero.push_back(half_to_float(affine.zero));
+  }
   flat.key = layer.key;
   flat.value = layer.value;
   FlatCodebook codebook;

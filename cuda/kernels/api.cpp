@@ -95,17 +95,18 @@ Checked check_cache(const KvcalCodebook* codebook, std::uint32_t layer, const Kv
   if (given.version != KVCAL_RECORD_VERSION)
     return invalid(text("records of version ", given.version, "; expected ", KVCAL_RECORD_VERSION));
   KvcalRecordLayout layout;
-  std::string problem = make_layout(given.bits, given.key_dim, given.value_dim, given.page_tokens,
-                                    given.key_slots, given.value_slots, layout);
+  std::string problem = make_layout(given.key_bits, given.value_bits, given.key_dim, given.value_dim,
+                                    given.page_tokens, given.key_slots, given.value_slots, layout);
   if (!problem.empty()) return invalid("cache.layout: " + problem);
   if (std::memcmp(&layout, &given, sizeof(layout)) != 0)
     return invalid("cache.layout: its offsets are not those of kvcal_record_layout()");
-  const KvcalFlatLayer& flat = codebook->layer(layer);
-  if (layout.bits != codebook->header().bits || layout.key_dim != flat.key_dim ||
-      layout.value_dim != flat.value_dim) {
-    return invalid(text("cache.layout is for ", layout.bits, " bits and head dimensions ", layout.key_dim,
-                        " and ", layout.value_dim, "; layer ", flat.index, " of the codebook has ",
-                        codebook->header().bits, ", ", flat.key_dim, " and ", flat.value_dim));
+  const KvcalFlatLayer flat = codebook->layer(layer);
+  if (layout.key_bits != flat.key_bits || layout.value_bits != flat.value_bits ||
+      layout.key_dim != flat.key_dim || layout.value_dim != flat.value_dim) {
+    return invalid(text("cache.layout is for ", layout.key_bits, " and ", layout.value_bits,
+                        " bits and head dimensions ", layout.key_dim, " and ", layout.value_dim, "; layer ",
+                        flat.index, " of the codebook has ", flat.key_bits, " and ", flat.value_bits, ", ",
+                        flat.key_dim, " and ", flat.value_dim));
   }
   if (cache->records == nullptr && cache->pages > 0) return invalid("cache.records is null");
   // What PyTorch allocates on the CPU is aligned to 64.
@@ -350,7 +351,7 @@ KvcalStatus kvcal_layer_info(const KvcalCodebook* codebook, uint32_t layer, Kvca
   return guarded("kvcal_layer_info", [&]() -> Checked {
     if (Checked failure = check_layer(codebook, layer)) return failure;
     if (info == nullptr) return invalid("info is null");
-    const KvcalFlatLayer& flat = codebook->layer(layer);
+    const KvcalFlatLayer flat = codebook->layer(layer);
     *info = {flat.index, flat.kv_heads, flat.key_dim, flat.value_dim, flat.window};
     return {};
   });
@@ -363,14 +364,16 @@ KvcalStatus kvcal_record_layout(const KvcalCodebook* codebook, uint32_t layer, u
     if (layout == nullptr) return invalid("layout is null");
     if (std::string problem = codebook->layer_problem(layer); !problem.empty())
       return Failure{KVCAL_INVALID_CODEBOOK, std::move(problem)};
-    const KvcalFlatLayer& flat = codebook->layer(layer);
-    const double fraction = codebook->outlier_fraction();
-    if (key_slots == KVCAL_DEFAULT_SLOTS) key_slots = default_key_slots(fraction, flat.key_dim);
-    if (value_slots == KVCAL_DEFAULT_SLOTS)
-      value_slots = default_value_slots(fraction, flat.value_dim, page_tokens);
+    const KvcalFlatLayer flat = codebook->layer(layer);
+    if (key_slots == KVCAL_DEFAULT_SLOTS)
+      key_slots = default_key_slots(KvcalCodebook::exact_fraction(flat.key_outliers), flat.key_dim);
+    if (value_slots == KVCAL_DEFAULT_SLOTS) {
+      value_slots = default_value_slots(KvcalCodebook::exact_fraction(flat.value_outliers), flat.value_dim,
+                                        page_tokens);
+    }
     KvcalRecordLayout made;
-    std::string problem = make_layout(codebook->header().bits, flat.key_dim, flat.value_dim, page_tokens,
-                                      key_slots, value_slots, made);
+    std::string problem = make_layout(flat.key_bits, flat.value_bits, flat.key_dim, flat.value_dim,
+                                      page_tokens, key_slots, value_slots, made);
     if (!problem.empty()) return invalid(std::move(problem));
     *layout = made;
     return {};

@@ -15,10 +15,11 @@ struct LayerView {
   unsigned kv_heads = 0, key_dim = 0, value_dim = 0;
   unsigned sinks = 0;                   ///< first tokens of a sequence, kept in fp16; at most 16
   const Affine* key_affines = nullptr;  ///< [kv_heads * key_dim]
-  const float* key_lower = nullptr;     ///< [kv_heads * key_dim]; null, as key_upper: nothing is an outlier
+  const float* key_lower = nullptr;     ///< [kv_heads * key_dim]; null, as key_upper: no key is an outlier
   const float* key_upper = nullptr;
   Datatype key, value;
   QuantilePlace value_low, value_high;  ///< a value's thresholds among its sorted numbers
+  bool value_outliers = false;          ///< whether what lies beyond them is kept apart
 };
 
 /// Keys or values: number (token, head, channel) stands at token * token_stride + head * head_stride + channel.

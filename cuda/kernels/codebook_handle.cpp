@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstring>
 
+#include "cuda/kernels/flat_reader.h"
 #include "cuda/kernels/launch.h"
 #include "cuda/kernels/text.h"
 
@@ -39,7 +40,7 @@ std::string KvcalCodebook::move_to_device() {
   std::string problem = current_device(ordinal_);
   if (problem.empty()) problem = copy_to_device(flat_.data(), size_, &memory_);
   for (std::uint32_t i = 0; problem.empty() && i < header().layers; ++i) {
-    if (layer_problem(i).empty()) problem = load_kernels(header().bits, layer(i).key_dim, layer(i).value_dim);
+    if (layer_problem(i).empty()) problem = load_kernels(layer(i));
   }
   return problem;
 }
@@ -57,41 +58,39 @@ const KvcalFlatHeader& KvcalCodebook::header() const {
   return *reinterpret_cast<const KvcalFlatHeader*>(flat_.data());
 }
 
-const KvcalFlatLayer& KvcalCodebook::layer(std::uint32_t layer) const {
-  const auto* block = reinterpret_cast<const std::byte*>(flat_.data());
-  return *reinterpret_cast<const KvcalFlatLayer*>(block + header().layers_offset +
-                                                  std::uint64_t{layer} * header().layer_bytes);
+KvcalFlatLayer KvcalCodebook::layer(std::uint32_t layer) const {
+  return kvcal::codec::flat_layer(reinterpret_cast<const std::byte*>(flat_.data()), layer);
 }
 
 std::string KvcalCodebook::layer_problem(std::uint32_t layer) const {
   using kvcal::codec::text;
-  const KvcalFlatLayer& flat = this->layer(layer);
+  const KvcalFlatLayer flat = this->layer(layer);
   const std::string place = text("layer ", flat.index, " of the codebook: ");
   if (flat.kv_heads == 0) return place + "it has no kv heads";
   for (const std::uint32_t dim : {flat.key_dim, flat.value_dim}) {
-    if (!kvcal::codec::has_kernel(header().bits, dim))
+    if (!kvcal::codec::has_kernel(flat.key_bits, dim))
       return text(place, "head_dim ", dim, "; there are kernels for 64, 128 and 256");
   }
   if (header().sinks > KVCAL_TILE_TOKENS) {
     return text(place, header().sinks, " sinks; the kernels keep up to ", KVCAL_TILE_TOKENS,
                 ": calibrate with fewer");
   }
-  const double fraction = outlier_fraction();
-  if (!(fraction >= 0 && fraction < 0.5)) return text(place, "an outlier fraction of ", fraction);
+  for (const float fraction : {flat.key_outliers, flat.value_outliers})
+    if (!(fraction >= 0 && fraction < 0.5F)) return text(place, "an outlier fraction of ", fraction);
   return {};
 }
 
-double KvcalCodebook::outlier_fraction() const {
+double KvcalCodebook::exact_fraction(float stored) {
   // The shortest text of the float is that of the number which was rounded to it.
   std::array<char, 32> digits{};
-  const auto written = std::to_chars(digits.begin(), digits.end(), header().outlier_fraction);
+  const auto written = std::to_chars(digits.begin(), digits.end(), stored);
   double fraction = 0;
   std::from_chars(digits.begin(), written.ptr, fraction);
   return fraction;
 }
 
 kvcal::codec::LayerView KvcalCodebook::view(std::uint32_t layer) const {
-  const KvcalFlatLayer& flat = this->layer(layer);
+  const KvcalFlatLayer flat = this->layer(layer);
   const auto* host = reinterpret_cast<const std::byte*>(flat_.data());
   const std::byte* there = memory_ != nullptr ? static_cast<const std::byte*>(memory_) : host;
   kvcal::codec::LayerView view;
@@ -100,13 +99,14 @@ kvcal::codec::LayerView KvcalCodebook::view(std::uint32_t layer) const {
   view.value_dim = flat.value_dim;
   view.sinks = header().sinks;
   view.key_affines = reinterpret_cast<const kvcal::codec::Affine*>(there + flat.key_affines);
-  const double fraction = outlier_fraction();
-  if (fraction > 0) {
+  if (flat.key_outliers > 0) {
     view.key_lower = reinterpret_cast<const float*>(there + flat.key_lower);
     view.key_upper = reinterpret_cast<const float*>(there + flat.key_upper);
   }
-  view.key = datatype_at(host, header().bits, flat.key_midpoints, flat.key_levels);
-  view.value = datatype_at(host, header().bits, flat.value_midpoints, flat.value_levels);
+  view.key = datatype_at(host, flat.key_bits, flat.key_midpoints, flat.key_levels);
+  view.value = datatype_at(host, flat.value_bits, flat.value_midpoints, flat.value_levels);
+  const double fraction = exact_fraction(flat.value_outliers);
+  view.value_outliers = fraction > 0;
   view.value_low = kvcal::codec::quantile_place(fraction / 2, flat.value_dim);
   view.value_high = kvcal::codec::quantile_place(1 - fraction / 2, flat.value_dim);
   return view;

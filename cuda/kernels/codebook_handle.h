@@ -30,14 +30,14 @@ struct KvcalCodebook {
 
   [[nodiscard]] const KvcalFlatHeader& header() const;
   [[nodiscard]] KvcalDevice device() const { return device_; }
-  /// layer < header().layers.
-  [[nodiscard]] const KvcalFlatLayer& layer(std::uint32_t layer) const;
+  /// Its bits and fractions too, whichever version. layer < header().layers.
+  [[nodiscard]] KvcalFlatLayer layer(std::uint32_t layer) const;
   /// Why the kernels cannot serve a layer: a head dimension without a kernel, too many sinks. "": they can.
   [[nodiscard]] std::string layer_problem(std::uint32_t layer) const;
   /// As the kernels take it. layer_problem() is "".
   [[nodiscard]] kvcal::codec::LayerView view(std::uint32_t layer) const;
-  /// The share of outliers that the codebook was made with: the header has the float that is nearest to it.
-  [[nodiscard]] double outlier_fraction() const;
+  /// The share of outliers that a codebook was made with: the block has the float that is nearest to it.
+  [[nodiscard]] static double exact_fraction(float stored);
 
  private:
   std::vector<std::uint64_t> flat_;  // of 8 bytes, for what it holds is

@@ -9,7 +9,7 @@ namespace kvcal::codec {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the block is read as it lies in memory");
-static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 80);
+static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 96);
 
 /// An array that a layer names.
 struct Array {
@@ -25,10 +25,7 @@ class Checker {
     if (!lies_within(header_.layers_offset, std::uint64_t{header_.layers} * header_.layer_bytes))
       return outside("the layers", header_.layers_offset);
     for (std::uint32_t i = 0; i < header_.layers; ++i) {
-      KvcalFlatLayer layer;
-      std::memcpy(&layer, block_.data() + header_.layers_offset + std::uint64_t{i} * header_.layer_bytes,
-                  sizeof(layer));
-      std::string found = problem_of(layer);
+      std::string found = problem_of(flat_layer(block_.data(), i));
       if (!found.empty()) return found;
     }
     return {};
@@ -42,15 +39,19 @@ class Checker {
                   " kv heads and head dimensions ", layer.key_dim, " and ", layer.value_dim,
                   "; each is at most ", kMost);
     const std::uint64_t channels = std::uint64_t{layer.kv_heads} * layer.key_dim;
-    const std::uint64_t levels = std::uint64_t{1} << header_.bits;
-    const std::uint64_t thresholds = header_.outlier_fraction > 0 ? 4 * channels : 0;
+    for (const std::uint32_t bits : {layer.key_bits, layer.value_bits})
+      if (bits < 2 || bits > 4)
+        return text("has codes of ", bits, " bits in layer ", layer.index, "; expected 2, 3 or 4");
+    const std::uint64_t key_levels = std::uint64_t{1} << layer.key_bits;
+    const std::uint64_t value_levels = std::uint64_t{1} << layer.value_bits;
+    const std::uint64_t thresholds = layer.key_outliers > 0 ? 4 * channels : 0;
     for (const Array& array :
          {Array{"key_affines", layer.key_affines, 4 * channels},
           Array{"key_lower", layer.key_lower, thresholds}, Array{"key_upper", layer.key_upper, thresholds},
-          Array{"key_midpoints", layer.key_midpoints, 4 * (levels - 1)},
-          Array{"key_levels", layer.key_levels, 4 * levels},
-          Array{"value_midpoints", layer.value_midpoints, 4 * (levels - 1)},
-          Array{"value_levels", layer.value_levels, 4 * levels}}) {
+          Array{"key_midpoints", layer.key_midpoints, 4 * (key_levels - 1)},
+          Array{"key_levels", layer.key_levels, 4 * key_levels},
+          Array{"value_midpoints", layer.value_midpoints, 4 * (value_levels - 1)},
+          Array{"value_levels", layer.value_levels, 4 * value_levels}}) {
       // Without outliers the thresholds are not there.
       const bool absent = array.bytes == 0 && array.offset == 0;
       if (!absent && !lies_within(array.offset, array.bytes))
@@ -80,20 +81,36 @@ std::uint64_t flat_checksum(std::span<const std::byte> bytes) {
   return hash;
 }
 
+KvcalFlatLayer flat_layer(const std::byte* block, std::uint32_t layer) {
+  const auto& header = *reinterpret_cast<const KvcalFlatHeader*>(block);
+  const std::byte* from = block + header.layers_offset + std::uint64_t{layer} * header.layer_bytes;
+  KvcalFlatLayer flat{};
+  if (header.version == KVCAL_FLAT_VERSION_MIXED) {
+    std::memcpy(&flat, from, sizeof(flat));
+    return flat;
+  }
+  std::memcpy(&flat, from, KVCAL_FLAT_LAYER_BYTES);
+  flat.key_bits = flat.value_bits = header.bits;
+  flat.key_outliers = flat.value_outliers = header.outlier_fraction;
+  return flat;
+}
+
 std::string flat_problem(std::span<const std::byte> block) {
   if (block.size() < sizeof(KvcalFlatHeader) ||
       std::memcmp(block.data(), KVCAL_FLAT_MAGIC, sizeof(KvcalFlatHeader::magic)) != 0)
     return text("is no flat codebook: it does not begin with ", KVCAL_FLAT_MAGIC);
   const auto& header = *reinterpret_cast<const KvcalFlatHeader*>(block.data());
-  if (header.version != KVCAL_FLAT_VERSION) {
-    return text("is a flat codebook of version ", header.version, "; expected ", KVCAL_FLAT_VERSION,
-                ": export it again");
+  const bool mixed = header.version == KVCAL_FLAT_VERSION_MIXED;
+  if (header.version != KVCAL_FLAT_VERSION && !mixed) {
+    return text("is a flat codebook of version ", header.version, "; expected ", KVCAL_FLAT_VERSION, " or ",
+                KVCAL_FLAT_VERSION_MIXED, ": export it again");
   }
+  const std::size_t layer_bytes = mixed ? sizeof(KvcalFlatLayer) : KVCAL_FLAT_LAYER_BYTES;
+  const bool has_bits = mixed ? header.bits == 0 : header.bits >= 2 && header.bits <= 4;
   if (header.file_bytes != block.size())
     return text("is not whole: ", block.size(), " of ", header.file_bytes, " bytes");
   if (header.header_bytes < sizeof(KvcalFlatHeader) || header.header_bytes > block.size() ||
-      header.layer_bytes < sizeof(KvcalFlatLayer) || header.layer_bytes % 8 != 0 || header.bits < 2 ||
-      header.bits > 4)
+      header.layer_bytes < layer_bytes || header.layer_bytes % 8 != 0 || !has_bits)
     return "has a header that contradicts itself";
   if (flat_checksum(block.subspan(header.header_bytes)) != header.checksum)
     return "was changed or damaged: its checksum does not match";

@@ -13,6 +13,10 @@ namespace kvcal::codec {
 /// 64-bit FNV-1a.
 [[nodiscard]] std::uint64_t flat_checksum(std::span<const std::byte> bytes);
 
+/// A layer of a block of either version, with the bits and fractions of its tensors. layer < the header's layers, of a block in
+/// which flat_problem() found nothing wrong.
+[[nodiscard]] KvcalFlatLayer flat_layer(const std::byte* block, std::uint32_t layer);
+
 /// What is wrong with a block, as the end of a sentence about it: magic, version, sizes, offsets, alignment, checksum.
 /// Empty: all that it names lies within it. block: aligned to 8 bytes.
 [[nodiscard]] std::string flat_problem(std::span<const std::byte> block);

@@ -62,9 +62,9 @@ typedef struct KvcalCodebook KvcalCodebook;
 
 typedef struct KvcalCodebookInfo {
   uint32_t layers;
-  uint32_t bits;
-  uint32_t sinks; /* first tokens of a sequence, kept in fp16 */
-  float outlier_fraction;
+  uint32_t bits;          /* 0: each layer's own; kvcal_record_layout() has them */
+  uint32_t sinks;         /* first tokens of a sequence, kept in fp16 */
+  float outlier_fraction; /* 0 too where each tensor has its own */
   KvcalDevice device;
 } KvcalCodebookInfo;
 

@@ -6,6 +6,7 @@
 
 #include "cuda/kernels/append_kernel.h"
 #include "cuda/kernels/dequantise_kernel.h"
+#include "cuda/kernels/flat_format.h"
 
 namespace kvcal::codec {
 
@@ -39,8 +40,8 @@ void dequantise_on_cpu(const DequantiseArguments& arguments, bool reversed = fal
 
 /// Why the current device cannot be worked on.
 [[nodiscard]] std::string device_problem();
-/// Loads the kernels of a layer, so that their first launch may be captured in a graph.
-[[nodiscard]] std::string load_kernels(unsigned bits, unsigned key_dim, unsigned value_dim);
+/// Loads the kernels of a layer, as KvcalCodebook::layer() gives it, so that their first launch may be captured in a graph.
+[[nodiscard]] std::string load_kernels(const KvcalFlatLayer& layer);
 [[nodiscard]] std::string current_device(int& device);
 /// A copy in the current device's memory; null where it fails. Waits until it is there.
 [[nodiscard]] std::string copy_to_device(const void* from, std::size_t bytes, void** to);

@@ -33,14 +33,14 @@ void append_on_cpu(const AppendArguments& a, bool reversed) {
   const KvcalRecordLayout& layout = a.cache.layout;
   const std::uint64_t tasks = task_count(a);
   if (a.keys.data != nullptr)
-    with_kernel(layout.bits, layout.key_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(layout.key_bits, layout.key_dim, [&]<int kBits, unsigned kDim>() {
       for_tasks<KeyScratch<kDim>>(tasks, reversed,
                                   [&](LockstepWarp& warp, std::uint32_t i, KeyScratch<kDim>& scratch) {
                                     append_keys<LockstepWarp, kBits, kDim>(warp, a, i, scratch);
                                   });
     });
   if (a.values.data != nullptr)
-    with_kernel(layout.bits, layout.value_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(layout.value_bits, layout.value_dim, [&]<int kBits, unsigned kDim>() {
       for_tasks<ValueScratch<kDim>>(tasks, reversed,
                                     [&](LockstepWarp& warp, std::uint32_t i, ValueScratch<kDim>& scratch) {
                                       append_values<LockstepWarp, kBits, kDim>(warp, a, i, scratch);
@@ -52,14 +52,14 @@ void dequantise_on_cpu(const DequantiseArguments& a, bool reversed) {
   const KvcalRecordLayout& layout = a.cache.layout;
   const std::uint64_t tasks = task_count(a);
   if (a.keys.data != nullptr)
-    with_kernel(layout.bits, layout.key_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(layout.key_bits, layout.key_dim, [&]<int kBits, unsigned kDim>() {
       for_tasks<ReadScratch<kDim>>(tasks, reversed,
                                    [&](LockstepWarp& warp, std::uint32_t i, ReadScratch<kDim>& scratch) {
                                      dequantise_keys<LockstepWarp, kBits, kDim>(warp, a, i, scratch);
                                    });
     });
   if (a.values.data != nullptr)
-    with_kernel(layout.bits, layout.value_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(layout.value_bits, layout.value_dim, [&]<int kBits, unsigned kDim>() {
       for_tasks<ReadScratch<kDim>>(tasks, reversed,
                                    [&](LockstepWarp& warp, std::uint32_t i, ReadScratch<kDim>& scratch) {
                                      dequantise_values<LockstepWarp, kBits, kDim>(warp, a, i, scratch);

@@ -111,16 +111,16 @@ std::string device_problem() {
   return problem.empty() ? problem : "this build has no kernels for the CUDA device: " + problem;
 }
 
-std::string load_kernels(unsigned bits, unsigned key_dim, unsigned value_dim) {
+std::string load_kernels(const KvcalFlatLayer& layer) {
   cudaError_t error = cudaSuccess;
   const auto try_load = [&](auto* kernel) {
     if (error == cudaSuccess) error = load(kernel);
   };
-  with_kernel(bits, key_dim, [&]<int kBits, unsigned kDim>() {
+  with_kernel(layer.key_bits, layer.key_dim, [&]<int kBits, unsigned kDim>() {
     try_load(append_keys_kernel<kBits, kDim>);
     try_load(dequantise_keys_kernel<kBits, kDim>);
   });
-  with_kernel(bits, value_dim, [&]<int kBits, unsigned kDim>() {
+  with_kernel(layer.value_bits, layer.value_dim, [&]<int kBits, unsigned kDim>() {
     try_load(append_values_kernel<kBits, kDim>);
     try_load(dequantise_values_kernel<kBits, kDim>);
   });
@@ -165,12 +165,12 @@ std::string append_on_device(const AppendArguments& a, void* stream) {
   if (tasks == 0) return {};
   cudaError_t error = cudaSuccess;
   if (a.keys.data != nullptr) {
-    with_kernel(a.cache.layout.bits, a.cache.layout.key_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(a.cache.layout.key_bits, a.cache.layout.key_dim, [&]<int kBits, unsigned kDim>() {
       error = launch(append_keys_kernel<kBits, kDim>, a, tasks, stream);
     });
   }
   if (error == cudaSuccess && a.values.data != nullptr) {
-    with_kernel(a.cache.layout.bits, a.cache.layout.value_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(a.cache.layout.value_bits, a.cache.layout.value_dim, [&]<int kBits, unsigned kDim>() {
       error = launch(append_values_kernel<kBits, kDim>, a, tasks, stream);
     });
   }
@@ -182,12 +182,12 @@ std::string dequantise_on_device(const DequantiseArguments& a, void* stream) {
   if (tasks == 0) return {};
   cudaError_t error = cudaSuccess;
   if (a.keys.data != nullptr) {
-    with_kernel(a.cache.layout.bits, a.cache.layout.key_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(a.cache.layout.key_bits, a.cache.layout.key_dim, [&]<int kBits, unsigned kDim>() {
       error = launch(dequantise_keys_kernel<kBits, kDim>, a, tasks, stream);
     });
   }
   if (error == cudaSuccess && a.values.data != nullptr) {
-    with_kernel(a.cache.layout.bits, a.cache.layout.value_dim, [&]<int kBits, unsigned kDim>() {
+    with_kernel(a.cache.layout.value_bits, a.cache.layout.value_dim, [&]<int kBits, unsigned kDim>() {
       error = launch(dequantise_values_kernel<kBits, kDim>, a, tasks, stream);
     });
   }

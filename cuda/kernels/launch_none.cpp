@@ -12,7 +12,7 @@ std::string device_problem() {
   return kNone;
 }
 
-std::string load_kernels(unsigned, unsigned, unsigned) {
+std::string load_kernels(const KvcalFlatLayer& /*layer*/) {
   return kNone;
 }
 

@@ -1,12 +1,12 @@
 /* cuda/kernels/record_format.h: how a KV cache is stored in pages: the layout of a record, byte by byte.
  *
  * C99, C++ and CUDA. A record is the page (16 or 64 tokens) of one kv head of one layer: its keys before RoPE and its
- * values, as codes of 2, 3 or 4 bits, with what is needed to read them. A cache is [pages][kv_heads][record_bytes],
+ * values, as codes of 2, 3 or 4 bits (not the same for both, perhaps), with what is needed to read them. A cache is [pages][kv_heads][record_bytes],
  * aligned to 128 bytes; which page holds which tokens is the serving system's affair. All numbers are little-endian.
  *
  *   offset          bytes                                what
- *   0               page_tokens * key_dim * bits / 8     codes of keys, tile by tile
- *   value_codes     page_tokens * value_dim * bits / 8   codes of values, tile by tile
+ *   0               page_tokens * key_dim * key_bits / 8     codes of keys, tile by tile
+ *   value_codes     page_tokens * value_dim * value_bits / 8 codes of values, tile by tile
  *   value_affines   page_tokens * 4                      of each token's value: { fp16 scale, fp16 zero }
  *   key_outliers    page_tokens / 16 * key_slots * 4     slots of each tile: { uint16 index, fp16 delta }
  *   value_outliers  value_dim / 16 * value_slots * 4     slots of each strip of 16 channels, over the whole page
@@ -43,7 +43,8 @@
 
 #include <stdint.h>
 
-#define KVCAL_RECORD_VERSION 1
+/* The bytes of a record are those of version 1, whose keys and values had codes of the same bits. */
+#define KVCAL_RECORD_VERSION 2
 #define KVCAL_RECORD_ALIGNMENT 128
 #define KVCAL_TILE_TOKENS 16
 #define KVCAL_STRIP_CHANNELS 16
@@ -51,12 +52,12 @@
 
 /* Made by kvcal_record_layout(). */
 typedef struct KvcalRecordLayout {
-  uint32_t version;            /* KVCAL_RECORD_VERSION */
-  uint32_t bits;               /* 2, 3 or 4 */
-  uint32_t key_dim, value_dim; /* 64, 128 or 256 */
-  uint32_t page_tokens;        /* 16 or 64 */
-  uint32_t key_slots;          /* of a tile of keys: a multiple of 4, at most 64; 0: outliers are not kept */
-  uint32_t value_slots;        /* of a strip of values: the same */
+  uint32_t version;              /* KVCAL_RECORD_VERSION */
+  uint32_t key_bits, value_bits; /* 2, 3 or 4 */
+  uint32_t key_dim, value_dim;   /* 64, 128 or 256 */
+  uint32_t page_tokens;          /* 16 or 64 */
+  uint32_t key_slots;   /* of a tile of keys: a multiple of 4, at most 64; 0: outliers are not kept */
+  uint32_t value_slots; /* of a strip of values: the same */
   uint32_t value_codes, value_affines, key_outliers, value_outliers; /* offsets in bytes */
   uint32_t record_bytes;
 } KvcalRecordLayout;

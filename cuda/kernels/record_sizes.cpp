@@ -29,13 +29,15 @@ struct Named {
 
 }  // namespace
 
-std::string make_layout(std::uint32_t bits, std::uint32_t key_dim, std::uint32_t value_dim,
-                        std::uint32_t page_tokens, std::uint32_t key_slots, std::uint32_t value_slots,
-                        KvcalRecordLayout& layout) {
+std::string make_layout(std::uint32_t key_bits, std::uint32_t value_bits, std::uint32_t key_dim,
+                        std::uint32_t value_dim, std::uint32_t page_tokens, std::uint32_t key_slots,
+                        std::uint32_t value_slots, KvcalRecordLayout& layout) {
   layout = KvcalRecordLayout{};
-  if (bits < 2 || bits > 4) return text("bits is ", bits, "; it can be 2, 3 or 4");
+  for (const Named& bits : {Named{"key_bits", key_bits}, Named{"value_bits", value_bits}})
+    if (bits.number < 2 || bits.number > 4)
+      return text(bits.name, " is ", bits.number, "; it can be 2, 3 or 4");
   for (const Named& dim : {Named{"key_dim", key_dim}, Named{"value_dim", value_dim}}) {
-    if (!has_kernel(bits, dim.number))
+    if (!has_kernel(key_bits, dim.number))
       return text(dim.name, " is ", dim.number, "; it can be 64, 128 or 256");
   }
   if (page_tokens != 16 && page_tokens != 64)
@@ -45,14 +47,15 @@ std::string make_layout(std::uint32_t bits, std::uint32_t key_dim, std::uint32_t
       return text(slots.name, " is ", slots.number, "; it can be 0 to ", KVCAL_MOST_SLOTS, ", in fours");
   }
   layout.version = KVCAL_RECORD_VERSION;
-  layout.bits = bits;
+  layout.key_bits = key_bits;
+  layout.value_bits = value_bits;
   layout.key_dim = key_dim;
   layout.value_dim = value_dim;
   layout.page_tokens = page_tokens;
   layout.key_slots = key_slots;
   layout.value_slots = value_slots;
-  layout.value_codes = page_tokens * key_dim * bits / 8;
-  layout.value_affines = layout.value_codes + page_tokens * value_dim * bits / 8;
+  layout.value_codes = page_tokens * key_dim * key_bits / 8;
+  layout.value_affines = layout.value_codes + page_tokens * value_dim * value_bits / 8;
   layout.key_outliers = layout.value_affines + page_tokens * 4;
   layout.value_outliers = layout.key_outliers + page_tokens / KVCAL_TILE_TOKENS * key_slots * 4;
   const std::uint32_t end = layout.value_outliers + value_dim / KVCAL_STRIP_CHANNELS * value_slots * 4;

@@ -54,7 +54,7 @@ struct LayerThresholds {
 struct ExportRequest {
   const Codebook& codebook;
   std::filesystem::path out;               ///< file or folder to make; it does not exist yet
-  std::optional<DatatypeChoice> datatype;  ///< given where the target exports datatypes
+  std::optional<DatatypeChoice> datatype;  ///< given where the target exports datatypes, but for a recipe
   ScaleChoice scales;                      ///< read where it exports scales
   std::filesystem::path model;             ///< folder of the model; empty: not given
   bool copy = false;                       ///< an overlay copies the model's files instead of linking them
@@ -80,8 +80,9 @@ struct ExportTarget {
   std::string_view about;  ///< one line
   ExportContent content = ExportContent::datatypes;
   bool needs_model = false;
-  bool merges = false;     ///< formats/export/merge.h has it too
-  ScaleChoice usual = {};  ///< type and scope of its scales, where nobody says
+  bool merges = false;        ///< formats/export/merge.h has it too
+  bool takes_recipe = false;  ///< datatypes may be those of the codebook's recipe: no ExportRequest::datatype
+  ScaleChoice usual = {};     ///< type and scope of its scales, where nobody says
   /// Writes the export, whole or not at all. Throws InvalidInput naming layer, tensor and reason where the target
   /// cannot express the codebook, WrongUsage for a choice that it does not have, SystemError (a full disk).
   ExportReport (*write)(const ExportRequest& request) = nullptr;

@@ -168,7 +168,7 @@ def datatype(data, choice):
     layer = next(layer for layer in data["codebook"]["layers"] if str(layer["layer"]) == choice["layer"])
     chosen = with_fraction(layer[choice["tensor"]]["outliers"], choice)
     one = next(one for one in chosen["datatypes"] if str(one["bits"]) == choice["bits"])
-    centroids, histogram = np.array(one["centroids"]), np.array(chosen["histogram"])
+    centroids, histogram = np.array(one["centroids"]), np.array(one.get("histogram", chosen["histogram"]))
     borders = [-np.inf, *(centroids[:-1] + centroids[1:]) / 2, np.inf]
     middles = -1 + (2 * np.arange(len(histogram)) + 1) / len(histogram)
     return [[code, value, value * one["qnorm_scale"] + one["qnorm_offset"], -1 + 2 * code / (len(centroids) - 1),

@@ -8,7 +8,7 @@ import pytest
 np = pytest.importorskip("numpy")
 h5py = pytest.importorskip("h5py")
 pytest.register_assert_rewrite("page_runs", "page_browser")
-from page_runs import (CALIBRATED, MODEL, OTHER, Run, codebook, data_of, expanded, floats, folder, made,  # noqa: E402, F401
+from page_runs import (CALIBRATED, MODEL, OTHER, Run, codebook, data_of, drawn, expanded, floats, folder, made,  # noqa: E402, F401
                        refused, runs, same_json)
 from page_browser import PICTURES, browser, cells, named, whole  # noqa: E402, F401
 from page_codebooks import changed, write_codebook  # noqa: E402
@@ -49,7 +49,7 @@ def test_data_is_what_the_same_run_gives_as_json(runs):
             continue
         book = expanded(data["codebook"])
         assert book.pop("channels_per_column") == 1
-        same_json(book, runs["inspect"].json)
+        same_json(book, drawn(runs["inspect"].json))
 
 
 def test_arrays_of_an_ablation_are_left_out(folder):
@@ -149,6 +149,24 @@ def test_channels_share_columns_where_there_are_very_many_numbers(heads, folder,
     assert f"columns of {share} channels" in browser.figures()["key-ranges"]["summary"]
 
 
+def test_a_recipe_is_drawn_with_the_curve_that_it_lies_on(codebook, folder, browser):
+    book = folder / "recipe.h5"
+    made("allocate", codebook, "--bits-per-value", 3.1, "--out", book, "--quiet")
+    run = Run(folder, "recipe", "inspect", book)
+    recipe = data_of(run.page)["codebook"]["recipe"]
+    same_json(recipe, run.json["recipe"])
+    for width, dark in ((1400, True), (400, False)):
+        browser.open(run.page, width, dark)
+        figures = browser.figures()
+        assert {"recipe-curve", "recipe-layers"} <= set(figures)
+        assert f"{recipe['bits_per_value']:.2f} bits a value" in figures["recipe-curve"]["summary"]
+    tables = {table["place"]: cells(table) for table in browser.tables()}
+    assert [row[:2] for row in tables["recipe-curve"]] == [[pytest.approx(point["bits_per_value"]), pytest.approx(point["kl"])]
+                                                           for point in recipe["curve"]]
+    assert [row[0:4:2] for row in tables["recipe-layers"]] == [[one["layer"], one["bits"]] for one in recipe["tensors"]]
+    assert browser.complaints() == []
+
+
 def test_an_old_file_says_what_it_lacks(runs, codebook, folder, browser):
     def make_old(file):
         file.attrs["schema_minor"] = np.int64(0)
@@ -160,6 +178,9 @@ def test_an_old_file_says_what_it_lacks(runs, codebook, folder, browser):
                 del tensor["magnitudes"]
                 for name in [name for name in tensor if name.startswith("outliers_")]:
                     del tensor[name]["histogram"]
+                    for datatype in tensor[name].values():
+                        for part in ("scale", "zero", "histogram") if isinstance(datatype, h5py.Group) else ():
+                            datatype.pop(part, None)
 
     run = Run(folder, "old", "inspect", changed(codebook, folder / "old.h5", make_old))
     data = data_of(run.page)

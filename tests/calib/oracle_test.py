@@ -39,8 +39,9 @@ MAGNITUDES = {"key": (False, False), "key_rope": (True, False), "key_envelope": 
 ERROR_PARTS, TRIED = 512, np.linspace(0.22, 1, 40)
 
 # The runs, each with what it asks for beside --sinks, --outliers and --bits.
-RUNS = {"plain": (), "head": ("--value-scope", "head"), "unscaled": ("--fisher-scale", "none"),
-        "insensitive": ("--sensitivity", "none"), "ablation": ("--ablation",),
+PAPER = ("--ranges", "threshold")
+RUNS = {"plain": PAPER, "head": (*PAPER, "--value-scope", "head"), "unscaled": (*PAPER, "--fisher-scale", "none"),
+        "insensitive": (*PAPER, "--sensitivity", "none"), "ablation": ("--ablation",),
         "turned": ("--ranges", "fitted", "--value-rotation", "hadamard")}
 # Which kinds' datatypes are fitted anew, of which run.
 FITS = [("plain", "key"), ("plain", "value"), ("head", "value"), ("unscaled", "key"), ("unscaled", "value"),

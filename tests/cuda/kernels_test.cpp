@@ -72,6 +72,7 @@ std::string name_of(const testing::TestParamInfo<CacheShape>& info) {
       std::to_string(s.bits) + "bits_" + std::to_string(s.kv_heads) + "x" + std::to_string(s.key_dim);
   if (s.value_dim != s.key_dim) name += "and" + std::to_string(s.value_dim);
   name += "_page" + std::to_string(s.page_tokens) + "_sinks" + std::to_string(s.sinks);
+  if (s.value_bits) name += "_values" + std::to_string(*s.value_bits) + "bits";
   if (s.outliers == 0) return name + "_dense";
   name += "_" + std::to_string(static_cast<int>(s.outliers * 1000)) + "permille";
   return s.key_slots == KVCAL_DEFAULT_SLOTS
@@ -148,7 +149,16 @@ INSTANTIATE_TEST_SUITE_P(
         CacheShape{
             .bits = 4, .key_dim = 128, .value_dim = 128, .outliers = 0.1, .key_slots = 36, .value_slots = 40},
         // Thresholds without slots.
-        CacheShape{.bits = 2, .page_tokens = 64, .outliers = 0.02, .key_slots = 0, .value_slots = 0}),
+        CacheShape{.bits = 2, .page_tokens = 64, .outliers = 0.02, .key_slots = 0, .value_slots = 0},
+        // As a recipe has them: a layer's keys and values by different datatypes.
+        CacheShape{.bits = 2,
+                   .key_dim = 128,
+                   .value_dim = 128,
+                   .outliers = 0,
+                   .value_bits = 4,
+                   .value_outliers = 0.01},
+        CacheShape{.bits = 4, .page_tokens = 64, .outliers = 0.02, .value_bits = 3, .value_outliers = 0},
+        CacheShape{.bits = 3, .key_dim = 64, .value_dim = 256, .page_tokens = 64, .value_bits = 2}),
     name_of);
 
 TEST(KernelsOf, TheDeviceThatTestsAskForIsThere) {

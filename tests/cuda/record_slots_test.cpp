@@ -256,7 +256,7 @@ TEST(RecordOf, WhatDisagreesIsRefused) {
   expect_refused([](RecordPages& pages) { pages.tokens = SIZE_MAX; });
   expect_refused([](RecordPages& pages) { pages.kv_heads = 2; });
   expect_refused([](RecordPages& pages) { pages.sinks = 0; });
-  expect_refused([](RecordPages& pages) { pages.layout.bits = 3; });
+  expect_refused([](RecordPages& pages) { pages.layout.key_bits = 3; });
   expect_refused([](RecordPages& pages) { pages.layout.page_tokens = 0; });
   expect_refused([](RecordPages& pages) { pages.layout.value_codes -= 4; });
   expect_refused([](RecordPages& pages) { put_u16(pages.records, pages.layout.key_outliers, 16 * 64); });

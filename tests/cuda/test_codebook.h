@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -23,6 +24,9 @@ struct CacheShape {
   double outliers = 0.01;
   unsigned sinks = 1;
   unsigned key_slots = KVCAL_DEFAULT_SLOTS, value_slots = KVCAL_DEFAULT_SLOTS;
+  // Of values, where they are others than keys'.
+  std::optional<int> value_bits = {};
+  std::optional<double> value_outliers = {};
 };
 
 /// Levels that are no straight line, from -1 to 1, with Q-Norm.
@@ -68,14 +72,15 @@ inline TestCodebook make_codebook(const CacheShape& shape) {
     flat.key_upper.push_back(quantile(column, 1 - shape.outliers / 2));
   }
   flat.key = some_datatype(shape.bits, 0.3F);
-  flat.value = some_datatype(shape.bits, 0.5F);
+  flat.value = some_datatype(shape.value_bits.value_or(shape.bits), 0.5F);
+  flat.value_outliers = shape.value_outliers;
   FlatCodebook codebook;
   codebook.sinks = shape.sinks;
   codebook.outlier_fraction = shape.outliers;
   codebook.layers.push_back(flat);
   return {flat_bytes(codebook),
           {shape.kv_heads, KeyNormaliser(flat.key_lower, flat.key_upper, shape.outliers), flat.key,
-           flat.value, shape.outliers, shape.sinks}};
+           flat.value, shape.value_outliers.value_or(shape.outliers), shape.sinks}};
 }
 
 struct CloseCodebook {

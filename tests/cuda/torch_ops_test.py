@@ -167,9 +167,9 @@ def test_a_codebook_says_what_it_is(cache):
     assert ops.codebook_info(cache.codebook) == [1, 4, 1]
     assert ops.layer_info(cache.codebook, 0) == [3, HEADS, DIM, DIM, 0]
     codes = PAGE * DIM // 2
-    assert ops.record_layout(cache.codebook, 0, PAGE) == [1, 4, DIM, DIM, PAGE, 0, 0, codes, 2 * codes, 2 * codes + 64,
+    assert ops.record_layout(cache.codebook, 0, PAGE) == [2, 4, 4, DIM, DIM, PAGE, 0, 0, codes, 2 * codes, 2 * codes + 64,
                                                           2 * codes + 64, 1152]
-    assert ops.record_layout(cache.codebook, 0, 64, 8, 12)[4:7] == [64, 8, 12]
+    assert ops.record_layout(cache.codebook, 0, 64, 8, 12)[5:8] == [64, 8, 12]
 
 
 @pytest.mark.parametrize("fraction,sinks", [(0.0, 1), (0.0, 0), (0.02, 2)])
@@ -354,7 +354,7 @@ def test_a_block_that_is_no_codebook_is_refused():
     good, damaged, cpu = flat_codebook(), flat_codebook(), torch.device("cpu")
     damaged[-70] ^= 1
     for flat, message in (
-            (good[:0], "flat is null"), (good[:100], "is no flat codebook"), (flat_codebook(version=2), "version 2; expected 1"),
+            (good[:0], "flat is null"), (good[:100], "is no flat codebook"), (flat_codebook(version=3), "version 3; expected 1 or 2"),
             (damaged, "checksum"), (good[:-1], "is not whole"), (good.int(), "flat is of Int"), (good[None], "flat is of shape"),
             (good[::2], "flat is not contiguous")):
         with pytest.raises(ValueError, match=message):
@@ -381,9 +381,9 @@ def test_a_layout_that_there_is_not(cache, arguments, message):
         ops.record_layout(cache.codebook, *arguments)
 
 
-@pytest.mark.parametrize("change,message", [(lambda x: x[:-1], "layout has 11 numbers; expected the 12"),
-                                            (lambda x: [2, *x[1:]], "not what record_layout"),
-                                            (lambda x: [*x[:4], 1 << 30, *x[5:]], "page_tokens is 1073741824"),
+@pytest.mark.parametrize("change,message", [(lambda x: x[:-1], "layout has 12 numbers; expected the 13"),
+                                            (lambda x: [1, *x[1:]], "not what record_layout"),
+                                            (lambda x: [*x[:5], 1 << 30, *x[6:]], "page_tokens is 1073741824"),
                                             (lambda x: [*x[:-1], 1280], "not what record_layout")])
 def test_a_layout_that_nobody_made(cache, change, message):
     cache.layout = change(cache.layout)

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from tables_test import KV_HEADS, LAYERS, SOURCE, codebook, export, h5py, np  # noqa: F401
+from tables_test import KV_HEADS, LAYERS, SOURCE, codebook, export, h5py, kvcal, np  # noqa: F401
 
 READER = r"""
 #include <stdio.h>
@@ -22,7 +22,7 @@ int main(int argc, char** argv) {
   FILE* file = fopen(argv[1], "rb");
   if (file == NULL) return 1;
   KvcalFlatHeader h;
-  if (fread(&h, sizeof h, 1, file) != 1 || memcmp(h.magic, KVCAL_FLAT_MAGIC, 8) != 0 || h.version != 1) return 1;
+  if (fread(&h, sizeof h, 1, file) != 1 || memcmp(h.magic, KVCAL_FLAT_MAGIC, 8) != 0 || h.version < 1 || h.version > 2) return 1;
   unsigned char* block = malloc(h.file_bytes);
   rewind(file);
   if (block == NULL || fread(block, 1, h.file_bytes, file) != h.file_bytes || fgetc(file) != EOF) return 1;
@@ -33,8 +33,11 @@ int main(int argc, char** argv) {
          h.content_sha256, h.weights_sha256);
   for (unsigned i = 0; i < h.layers; ++i) {
     KvcalFlatLayer layer;
-    memcpy(&layer, block + h.layers_offset + (uint64_t)i * h.layer_bytes, sizeof layer);
-    const unsigned channels = layer.kv_heads * layer.key_dim, levels = 1u << h.bits;
+    memset(&layer, 0, sizeof layer);
+    memcpy(&layer, block + h.layers_offset + (uint64_t)i * h.layer_bytes, h.version == 1 ? KVCAL_FLAT_LAYER_BYTES : sizeof layer);
+    const unsigned channels = layer.kv_heads * layer.key_dim;
+    const unsigned key_levels = 1u << (h.version == 1 ? h.bits : layer.key_bits);
+    const unsigned value_levels = 1u << (h.version == 1 ? h.bits : layer.value_bits);
     printf("layer %u %u %u %u %d\n", layer.index, layer.kv_heads, layer.key_dim, layer.value_dim, (int)layer.window);
     printf("affines");
     const uint16_t* affines = (const uint16_t*)(block + layer.key_affines);
@@ -42,10 +45,10 @@ int main(int argc, char** argv) {
     printf("\n");
     print_floats("lower", (const float*)(block + layer.key_lower), layer.key_lower ? channels : 0);
     print_floats("upper", (const float*)(block + layer.key_upper), layer.key_upper ? channels : 0);
-    print_floats("key_midpoints", (const float*)(block + layer.key_midpoints), levels - 1);
-    print_floats("key_levels", (const float*)(block + layer.key_levels), levels);
-    print_floats("value_midpoints", (const float*)(block + layer.value_midpoints), levels - 1);
-    print_floats("value_levels", (const float*)(block + layer.value_levels), levels);
+    print_floats("key_midpoints", (const float*)(block + layer.key_midpoints), key_levels - 1);
+    print_floats("key_levels", (const float*)(block + layer.key_levels), key_levels);
+    print_floats("value_midpoints", (const float*)(block + layer.value_midpoints), value_levels - 1);
+    print_floats("value_levels", (const float*)(block + layer.value_levels), value_levels);
   }
   return 0;
 }
@@ -102,6 +105,33 @@ def test_every_number_is_the_codebooks(codebook, reader, tmp_path, method, bits,
                 q = np.float32(table.attrs["qnorm_scale"]), np.float32(table.attrs["qnorm_offset"])
                 np.testing.assert_array_equal(floats(got[at + 1]), centroids * q[0] + q[1] if qnorm else centroids)
                 assert qnorm == (not np.array_equal(floats(got[at + 1]), centroids))
+
+
+def test_a_recipe_is_in_it_tensor_by_tensor(codebook, reader, tmp_path):  # noqa: F811
+    book, out = tmp_path / "recipe.h5", tmp_path / "codebook.flat"
+    assert kvcal("allocate", codebook, "-b", 3.1, "--out", book, "--quiet").returncode == 0
+    export(book, out, "flat", "--method", "recipe")
+    lines = printed(reader, out)
+    assert lines[0][1:5] == ["0", "1", "0", "0x0p+0"]
+    kinds = set()
+    with h5py.File(book) as file:
+        for index in range(LAYERS):
+            got = lines[1 + 8 * index:9 + 8 * index]
+            for kind, at in (("key", 4), ("value", 6)):
+                chosen = file[f"recipe/{index:04d}/{kind}"].attrs
+                kinds.add((int(chosen["bits"]), float(chosen["fraction"])))
+                group = file[f"layers/{index:04d}/{kind}/outliers_{chosen['fraction']:g}"]
+                np.testing.assert_array_equal(floats(got[at + 1]), group[f"nuq{chosen['bits']}/centroids"][:])
+                if kind == "key":
+                    np.testing.assert_array_equal(floats(got[2]), group["lower"][:] if chosen["fraction"] > 0 else [])
+    assert len(kinds) > 1
+
+
+def test_what_a_recipe_is_refused_for(codebook, tmp_path):  # noqa: F811
+    for name, words in (("c-header", "takes no recipe; flat does"), ("kvquant", "takes no recipe; flat does"),
+                        ("flat", "kvcal allocate writes one")):
+        result = kvcal("export", codebook, "--format", name, "--method", "recipe", "--out", tmp_path / "out")
+        assert result.returncode == 2 and words in result.stderr, result
 
 
 def test_a_damaged_block_is_seen(codebook, reader, tmp_path):  # noqa: F811

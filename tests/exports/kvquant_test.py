@@ -34,7 +34,7 @@ def kvcal(*arguments):
 def calibrate(model, vocab, out, *more):
     tokens = out.with_suffix(".npy")
     np.save(tokens, np.random.default_rng(7).integers(3, vocab, size=(4, 64)).astype(np.int32))
-    result = kvcal("calibrate", "--model", model, "--tokens", tokens, "--out", out, "--dtype", "float32", "--threads", 2,
+    result = kvcal("calibrate", "--model", model, "--tokens", tokens, "--out", out, "--dtype", "float32", "--threads", 2, "--ranges", "threshold",
                    "--quiet", *more)
     assert result.returncode == 0, result.stderr
     return out

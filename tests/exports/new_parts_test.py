@@ -63,11 +63,35 @@ def test_safetensors_holds_both(books, tmp_path):
                 assert f'"rotation_block":{book["layers/0002/value"].attrs["rotation_block"]}' in file.metadata()["kvcal"]
 
 
+def test_the_c_header_holds_fitted_ranges_under_names_of_their_own(books, tmp_path):
+    """Compiled and printed; code that takes thresholds for ranges doesn't compile."""
+    assert export(books, "fitted", "c-header", tmp_path / "codebook.h").returncode == 0
+    (tmp_path / "print.c").write_text("""#include <stdio.h>
+#include "codebook.h"
+int main(void) {
+  for (int layer = 0; layer < KVCAL_NUM_LAYERS; ++layer) {
+    const struct kvcal_layer *l = &kvcal_layers[layer];
+    for (int c = 0; c < l->kv_heads * l->key_dim; ++c)
+      printf("%.9g %.9g %.9g %.9g\\n", l->key_scale[c], l->key_zero[c], l->key_outlier_below[c], l->key_outlier_above[c]);
+  }
+  return KVCAL_KEY_RANGES == 1 ? 0 : 1;
+}
+""")
+    compile_c = ["gcc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+    subprocess.run([*compile_c, tmp_path / "print.c", "-o", tmp_path / "print"], check=True)
+    printed = np.array(subprocess.run([tmp_path / "print"], check=True, capture_output=True, text=True).stdout.split(), np.float32)
+    with h5py.File(books / "fitted.h5") as file:
+        rows = [np.stack([layer[f"{GROUP}/scale"][:], layer[f"{GROUP}/zero"][:], layer["key/outliers_0.01/lower"][:],
+                          layer["key/outliers_0.01/upper"][:]], 1) for layer in file["layers"].values()]
+    np.testing.assert_array_equal(printed, np.concatenate(rows).ravel())
+    (tmp_path / "old.c").write_text('#include "codebook.h"\nint main(void) { return kvcal_layers[0].key_lower == 0; }\n')
+    assert subprocess.run([*compile_c, "-c", tmp_path / "old.c", "-o", tmp_path / "old.o"], capture_output=True).returncode != 0
+
+
 @pytest.mark.parametrize("name,target,what", [
     ("turned", "flat", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the flat format has no place"),
     ("turned", "c-header", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the header has no place"),
     ("turned", "kvquant", "layer 0, value: the codebook is of turned heads (--value-rotation), for which KVQuant's pickle has no place"),
-    ("fitted", "c-header", "layer 0, key: the datatype of 3 bits has fitted ranges, for which the header has no place"),
 ])
 def test_what_cannot_carry_a_part_refuses_it_by_name(books, tmp_path, name, target, what):
     out = tmp_path / "out"
