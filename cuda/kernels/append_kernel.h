@@ -317,7 +317,8 @@ KVCAL_WARP_BODY void append_values(Warp& warp, const AppendArguments& a, std::ui
     store_sinks<Warp, kCount>(warp, rows, a.values, task.head, to, met);
   }
   load_tables(warp, a.layer.value, scratch);
-  const bool keeps_outliers = slots > 0 && a.layer.value_outliers;
+  // Without a fraction of outliers the thresholds are the smallest and the largest, beyond which nothing lies.
+  const bool keeps_outliers = slots > 0;
   auto* stored = reinterpret_cast<std::uint32_t*>(rows.record + layout.value_outliers);
   load_strips<Warp, kDim>(warp, stored, slots, rows.begin, scratch);
   auto* affines = reinterpret_cast<Affine*>(rows.record + layout.value_affines);

@@ -19,7 +19,6 @@ struct LayerView {
   const float* key_upper = nullptr;
   Datatype key, value;
   QuantilePlace value_low, value_high;  ///< a value's thresholds among its sorted numbers
-  bool value_outliers = false;          ///< whether what lies beyond them is kept apart
 };
 
 /// Keys or values: number (token, head, channel) stands at token * token_stride + head * head_stride + channel.

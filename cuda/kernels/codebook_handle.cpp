@@ -106,7 +106,6 @@ kvcal::codec::LayerView KvcalCodebook::view(std::uint32_t layer) const {
   view.key = datatype_at(host, flat.key_bits, flat.key_midpoints, flat.key_levels);
   view.value = datatype_at(host, flat.value_bits, flat.value_midpoints, flat.value_levels);
   const double fraction = exact_fraction(flat.value_outliers);
-  view.value_outliers = fraction > 0;
   view.value_low = kvcal::codec::quantile_place(fraction / 2, flat.value_dim);
   view.value_high = kvcal::codec::quantile_place(1 - fraction / 2, flat.value_dim);
   return view;

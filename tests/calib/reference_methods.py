@@ -164,9 +164,11 @@ def paged(book, bits, fraction, qnorm):
     strip of 16 channels of a page for values."""
     sinks = int(book["calibration"].attrs["sinks"])
 
-    def store(group, x, low, high, block, slots, slack=0.0):
-        """x: [tokens, kv_heads, head_dim]; block: of which outliers share slots, in tokens and channels."""
-        coded = half(on_levels(x, low, high, *stored_levels(group, bits, qnorm)))
+    def store(group, x, low, high, block, slots, slack=0.0, ranges=None):
+        """x: [tokens, kv_heads, head_dim]; block: of which outliers share slots, in tokens and channels; ranges: zero and span, where
+        they are not those of low and high."""
+        levels = stored_levels(group, bits, qnorm)
+        coded = half(on_ranges(x, *ranges, *levels) if ranges else on_levels(x, low, high, *levels))
         delta = torch.where((x < low - slack) | (x > high + slack), half(x - coded), 0.0)
         delta[:sinks] = 0
         result = half(coded + largest(delta, *block, slots))
@@ -181,8 +183,10 @@ def paged(book, bits, fraction, qnorm):
         x = by_head(layer, x)
         dim = x.shape[2]
         low, high = (by_head(layer, thresholds[None])[0] for thresholds in stored_thresholds(group))
+        datatype = group[f"nuq{bits}"]
+        fitted = [by_head(layer, torch.from_numpy(datatype[name][:])[None])[0] for name in ("zero", "scale") if name in datatype]
         return store(group, x, low, high, (TILE_TOKENS, dim), slots_for(TILE_TOKENS * dim * fraction, 8),
-                     slack=KEY_SLACK * (high - low))
+                     slack=KEY_SLACK * (high - low), ranges=fitted)
 
     def value(layer, x):
         x = by_head(layer, x)

@@ -16,11 +16,13 @@ from kvcal.cache.method import Method
 from kvcal.errors import Error
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_KEPT_BITS = 16  # of a tensor that a recipe keeps as it is
 
 
 @dataclass(frozen=True, eq=False)
 class LayerTables:
-    """One layer's shape, and what its keys and values are coded with; without tables for the method "exact"."""
+    """One layer's shape, and what its keys and values are coded with; without tables for the method "exact", and for what a recipe
+    keeps as it is."""
 
     kv_heads: int
     key_dim: int  # per head
@@ -154,8 +156,20 @@ def _layer_tables(file: _File, path: str, method: Method, value_scope: str) -> L
     if method.exact:
         return shape
     groups = heads if value_scope == "head" else 1
-    return replace(shape, key=_tensor_tables(file, path, "key", method, heads, key_dim, 0),
-                   value=_tensor_tables(file, path, "value", method, heads, value_dim, groups))
+    key_method, value_method = (_method_of(file, path, name, method) for name in ("key", "value"))
+    return replace(shape, key=key_method and _tensor_tables(file, path, "key", key_method, heads, key_dim, 0),
+                   value=value_method and _tensor_tables(file, path, "value", value_method, heads, value_dim, groups))
+
+
+def _method_of(file: _File, layer: str, tensor: str, method: Method) -> Method | None:
+    """What the tensor is stored by; None: as it is."""
+    if not method.recipe:
+        return method
+    if "recipe" not in file.attributes:
+        raise Error(f"{file.path} has no recipe; kvcal allocate writes one into the codebook, which is then exported anew")
+    path = f"recipe/{layer.removeprefix('layers/')}/{tensor}"
+    bits, fraction = file.attribute(path, "bits"), file.attribute(path, "fraction")
+    return None if bits == _KEPT_BITS else Method(bits, float(fraction))
 
 
 def read_codebook(path: str | os.PathLike[str], method: Method) -> Codebook:

@@ -15,15 +15,16 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Method:
-    """nuqB, nuqB-P%, each with -qn; or "exact": floats, for tests."""
+    """nuqB, nuqB-P%, each with -qn; "recipe": for each tensor what `kvcal allocate` chose; or "exact": floats, for tests."""
 
     bits: int = 4
     fraction: float = 0.0  # of outliers, 0 to 0.5
     qnorm: bool = False
     exact: bool = False
+    recipe: bool = False
 
     def __post_init__(self) -> None:
-        if self.exact:
+        if self.exact or self.recipe:
             return
         if self.bits not in (2, 3, 4):
             raise UsageError(f"codes have 2, 3 or 4 bits, not {self.bits!r}")
@@ -32,8 +33,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        if self.exact:
-            return "exact"
+        if self.exact or self.recipe:
+            return "exact" if self.exact else "recipe"
         percent = f"-{self.fraction * 100:g}%" if self.fraction else ""
         return f"nuq{self.bits}{percent}{'-qn' if self.qnorm else ''}"
 
@@ -45,12 +46,13 @@ class Method:
 
 def parse_method(text: str) -> Method:
     """ "nuq3-1%-qn" to what it says. Raises UsageError for other names, with the reason where it is a known one."""
-    if text == "exact":
-        return Method(exact=True)
+    if text in ("exact", "recipe"):
+        return Method(exact=text == "exact", recipe=text == "recipe")
     for suffix, reason in _REASONS.items():
-        if text.startswith("nuq") and text.endswith(suffix):
+        if text.startswith(("nuq", "recipe")) and text.endswith(suffix):
             raise UsageError(f"{text}: {reason}. Take {text.removesuffix(suffix)}")
     match = re.fullmatch(r"nuq(\d)(?:-(\d+(?:\.\d+)?)%)?(-qn)?", text)
     if match is None:
-        raise UsageError(f"{text!r} is no method of this cache; it knows nuqB and nuqB-P%, each with -qn, such as nuq4-1%")
+        raise UsageError(f"{text!r} is no method of this cache; it knows nuqB and nuqB-P%, each with -qn, such as nuq4-1%, "
+                         "and recipe")
     return Method(int(match[1]), float(match[2] or 0) / 100, match[3] is not None)
