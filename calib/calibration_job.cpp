@@ -236,6 +236,7 @@ RunShape CalibrationJob::run_shape() const {
           .with_gradients = with_gradients(),
           .outlier_fractions = static_cast<int>(options.outliers.size()),
           .ablation = options.ablation,
+          .fitted_ranges = ranges_of(options) == Ranges::fitted,
           .token_per_head = options.value_scope == ValueScope::head,
           .activation_bytes = checkpoint_shape().activation_bytes,
           .threads = session.placement.threads,

@@ -22,6 +22,10 @@ constexpr std::int64_t kLaneBytes = std::int64_t{8} << 20;
 constexpr double kHeadSecondsPerLogit = 6e-9;
 // A fit of one value at one outlier fraction, all bits, on one thread.
 constexpr double kFitSecondsPerValue = 100e-9;
+// Of a channel whose range is fitted: its parts (range_fit.h), and as points and weights.
+constexpr std::int64_t kRangeBytes = 24 << 10;
+// How many times as long a fit takes then.
+constexpr double kRangeFits = 1.4;
 // What the solver holds beside points: histograms of 16 stripes, twice.
 constexpr std::int64_t kSolverBytes = std::int64_t{40} << 20;
 
@@ -113,17 +117,21 @@ double thread_seconds(const RunShape& run, const RemainingWork& left, const Bloc
   }
   const auto fits = static_cast<double>(std::count(left.fit.begin(), left.fit.end(), true));
   seconds += fits * tokens * static_cast<double>(largest_sizes(run).cached * run.outlier_fractions) *
-             kFitSecondsPerValue * (run.ablation ? 2 : 1);
+             kFitSecondsPerValue *
+             (run.ablation        ? 2
+              : run.fitted_ranges ? kRangeFits
+                                  : 1);
   return seconds;
 }
 
 // Of a fit: thresholds of every fraction with zeros and ranges, and those of the sample's halves; on each thread a
-// channel's tokens, twice; and what the solver holds and gathers.
+// channel's tokens, twice; parts of the ranges that are fitted; and what the solver holds and gathers.
 std::int64_t fit_bytes(const RunShape& run, const LayerSizes& sizes) {
   const std::int64_t scopes =
       run.token_per_head ? sizes.token_scopes : std::min<std::int64_t>(1, sizes.token_scopes);
   const std::int64_t thresholds = scopes * (8 * run.outlier_fractions * (run.ablation ? 2 : 1) + 24);
-  return run.tokens * (thresholds + 8 * std::int64_t{run.threads} + sizes.cached) + kSolverBytes;
+  const std::int64_t ranges = run.fitted_ranges ? sizes.rotated * kRangeBytes : 0;
+  return run.tokens * (thresholds + 8 * std::int64_t{run.threads} + sizes.cached) + ranges + kSolverBytes;
 }
 
 StageNeed loss_need(const RunShape& run, int lanes) {

@@ -54,6 +54,7 @@ struct RunShape {
   bool with_gradients = true;
   int outlier_fractions = 0;
   bool ablation = false;              ///< each fit is made twice
+  bool fitted_ranges = false;         ///< those by channel are fitted with their datatypes
   bool token_per_head = false;        ///< thresholds of a token are found for each head
   std::int64_t activation_bytes = 0;  ///< of one layer's hidden states or gradients, of all samples
   int threads = 1;

@@ -1,9 +1,11 @@
 """What each step beyond the paper's recipe takes from the divergence, alone and together, on three models: writes docs/quality.md whole.
 
     .deps/venv/bin/python tests/bench/quality.py --kvcal build/release/bin/kvcal --shared ../shared/data
-                                                 [--models bundled,tinystories,smollm2] [--docs docs/quality.md] [--fresh]
+                                                 [--models bundled,tinystories,smollm2] [--steps fitted,both+allocated,...]
+                                                 [--docs docs/quality.md] [--fresh]
 
---shared holds text/wiki.valid.raw and text/wiki.test.raw, and weights/TinyStories-656K. Codebooks and JSON lie in
+All of it takes an hour and a half on two cores. --steps measures some of them beside the paper's recipe; what was measured before is
+printed, too. --shared holds text/wiki.valid.raw and text/wiki.test.raw, and weights/TinyStories-656K. Codebooks and JSON lie in
 build/results/quality/ and are used again unless --fresh is given.
 """
 
@@ -92,14 +94,25 @@ def allocated(kvcal: Path, model: Model, codebook: Path, method: str, bits: floa
     return validate(kvcal, model, out, ["recipe"])["recipe"]
 
 
-def measure(kvcal: Path, model: Model) -> dict[str, dict[str, dict]]:
-    """Figures by step and method; of fp under the step "fp"."""
+def is_measured(model: Model, step: str) -> bool:
+    base, _, recipe = step.partition("+")
+    names = [f"{base}-{METHODS[-1].replace('%', '')}" if recipe else base]
+    return all((QUALITY / f"{model.name}-{name}{end}.command").exists() for name in names for end in ("", "-decoded"))
+
+
+def measure(kvcal: Path, model: Model, wanted: list[str]) -> dict[str, dict[str, dict]]:
+    """Figures by step and method, of steps that are wanted or were measured before."""
     steps: dict[str, dict[str, dict]] = {}
     codebooks = {}
+    chosen = [step for step in WORDS if step == BASE or step in wanted or is_measured(model, step)]
     for step in STEPS:
+        if step not in chosen and f"{step}+allocated" not in chosen:
+            continue
         codebooks[step] = calibrated(kvcal, model, step)
         steps[step] = validate(kvcal, model, codebooks[step], METHODS)
     for step in (BASE, "both"):
+        if f"{step}+allocated" not in chosen:
+            continue
         inspected = QUALITY / "inspected.json"
         run([kvcal, "inspect", codebooks[step], "--json", inspected])
         bits = {m["name"]: m["bits_per_value"] for m in json.loads(inspected.read_text())["summary"]["methods"]}
@@ -122,6 +135,8 @@ def plus_minus(value: float, error: float, places: int, sign: str = "") -> str:
 def step_rows(steps: dict[str, dict[str, dict]], method: str) -> list[list[str]]:
     base, rows = steps[BASE][method], []
     for step, words in WORDS.items():
+        if step not in steps:
+            continue
         m = steps[step][method]
         less, errors = paired(m, base) if step != BASE else (None, None)
         decoded = m["decoded"]
@@ -152,6 +167,8 @@ def summary(all_steps: dict[str, dict[str, dict[str, dict]]]) -> str:
     rows = []
     for step, words in list(WORDS.items())[1:]:
         for model, steps in all_steps.items():
+            if step not in steps:
+                continue
             rows.append([words, model, *(f"{-100 * paired(steps[step][method], steps[BASE][method])[0]:+.1f}" for method in METHODS)])
     return table(["step", "model", *METHODS], rows)
 
@@ -173,6 +190,7 @@ def main() -> None:
     parser.add_argument("--kvcal", type=Path, default=ROOT / "build" / "release" / "bin" / "kvcal")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--models", default="bundled,tinystories,smollm2")
+    parser.add_argument("--steps", default=",".join(WORDS))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "quality.md")
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()
@@ -185,7 +203,11 @@ def main() -> None:
     for name in chosen:
         if name not in known:
             parser.error(f"no model '{name}'; there are {', '.join(known)}")
-    all_steps = {name: measure(arguments.kvcal, known[name]) for name in chosen}
+    steps = arguments.steps.split(",")
+    for step in steps:
+        if step not in WORDS:
+            parser.error(f"no step '{step}'; there are {', '.join(WORDS)}")
+    all_steps = {name: measure(arguments.kvcal, known[name], steps) for name in chosen}
     arguments.docs.write_text(page(known, all_steps))
     print(f"wrote {arguments.docs}")
 

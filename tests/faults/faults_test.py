@@ -1,7 +1,7 @@
 """Disks that fill up or die, folders that cannot be written to, links, and two runs at once.
 
 As SQLite is tested: fail_nth.cpp, preloaded, lets the nth write, sync, rename, open, map, ... of a small run fail, for every n (of
-many of a kind the first and last ten and every 15th between; with KVCAL_EXHAUSTIVE=1 the first and last 40 and every 5th; of kinds
+many of a kind the first and last five and every 25th between; with KVCAL_EXHAUSTIVE=1 the first and last 40 and every 5th; of kinds
 and commands beside, every third or fourth). A run may then end with 1 and one line that names the file
 and the system's reason, or it survived. What is there under a final name is whole and right either way, nothing lies about, and
 the same command without faults ends with 0 and the bytes of an undisturbed run. Never a signal, a hang or a wrong file.
@@ -63,7 +63,7 @@ def run_with_fault(arguments, under, notes, fault=""):
 
 def chosen(count):
     """Which of 1 to count: the first and the last, and some of those between."""
-    ends, between = (40, 5) if os.environ.get("KVCAL_EXHAUSTIVE") else (10, 15)
+    ends, between = (40, 5) if os.environ.get("KVCAL_EXHAUSTIVE") else (5, 25)
     return [n for n in range(1, count + 1) if n <= ends or n > count - ends or n % between == 0]
 
 

@@ -156,9 +156,12 @@ def _layer_tables(file: _File, path: str, method: Method, value_scope: str) -> L
     if method.exact:
         return shape
     groups = heads if value_scope == "head" else 1
-    key_method, value_method = (_method_of(file, path, name, method) for name in ("key", "value"))
-    return replace(shape, key=key_method and _tensor_tables(file, path, "key", key_method, heads, key_dim, 0),
-                   value=value_method and _tensor_tables(file, path, "value", value_method, heads, value_dim, groups))
+
+    def tables(name: str, dim: int, groups: int) -> TensorTables | None:
+        stored = _method_of(file, path, name, method)
+        return None if stored is None else _tensor_tables(file, path, name, stored, heads, dim, groups)
+
+    return replace(shape, key=tables("key", key_dim, 0), value=tables("value", value_dim, groups))
 
 
 def _method_of(file: _File, layer: str, tensor: str, method: Method) -> Method | None:

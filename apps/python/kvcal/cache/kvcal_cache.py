@@ -64,8 +64,8 @@ class KvcalCache(Cache):
     def from_file(cls, path: str | os.PathLike[str], model: PreTrainedModel, *, bits: int = 4, outliers: float = 0.01,
                   qnorm: bool = False, method: str | None = None) -> KvcalCache:
         """path: of `kvcal export FILE.h5 --format safetensors`. bits: 2, 3 or 4; outliers: their fraction; qnorm: whether codes
-        come back with Q-Norm. method: a name of docs/methods.md in place of the three, "nuq4-1%"; or "exact", which stores
-        floats of the model's dtype, for tests.
+        come back with Q-Norm. method: a name of docs/methods.md in place of the three, "nuq4-1%"; "recipe", for each tensor what
+        `kvcal allocate` chose (what it keeps stays as floats of the model's dtype); or "exact", which stores all so, for tests.
         Raises Error where the file is none, is another model's, or lacks the tables, with what it has."""
         chosen = Method(bits, outliers, qnorm) if method is None else parse_method(method)
         return cls(read_codebook(path, chosen), model, chosen)
