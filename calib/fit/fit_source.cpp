@@ -102,6 +102,29 @@ void FitSource::visit(std::int64_t chunk, const Visit& visit) const {
   }
 }
 
+KeptPoints::KeptPoints(const FitSource& source, int threads) : source_(source) {
+  constexpr std::int64_t kBytes = 2 * sizeof(double);
+  if (source.inliers() > kMost / kBytes) return;
+  chunks_.resize(static_cast<std::size_t>(source.num_chunks()));
+  base::parallel_for(source.num_chunks(), threads, [&](std::int64_t i) {
+    Chunk& chunk = chunks_[static_cast<std::size_t>(i)];
+    source.load(i, chunk.points, chunk.weights);
+    // load() makes room for outliers, too.
+    chunk.points.shrink_to_fit();
+    chunk.weights.shrink_to_fit();
+  });
+}
+
+void KeptPoints::load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const {
+  if (chunks_.empty()) {
+    source_.load(chunk, points, weights);
+    return;
+  }
+  const Chunk& kept = chunks_[static_cast<std::size_t>(chunk)];
+  points = kept.points;
+  weights = kept.weights;
+}
+
 void FitSource::load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const {
   const auto capacity = static_cast<std::size_t>(tokens_per_chunk_ * tokens_.channels());
   points.resize(capacity);

@@ -58,4 +58,42 @@ class FitSource final : public kmeans::PointSource<double> {
   double largest_weight_ = 0;
 };
 
+/// The points of another source, computed once where they take no more than kMost bytes; else as often as they are asked for.
+class KeptPoints final : public kmeans::PointSource<double> {
+ public:
+  static constexpr std::int64_t kMost = std::int64_t{128} << 20;
+
+  /// source: outlives this object.
+  KeptPoints(const FitSource& source, int threads);
+
+  [[nodiscard]] std::int64_t num_chunks() const override { return source_.num_chunks(); }
+  void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override;
+
+ private:
+  struct Chunk {
+    std::vector<double> points, weights;
+  };
+  const FitSource& source_;
+  std::vector<Chunk> chunks_;  // empty: none is kept
+};
+
+/// The points of another source in other units: (point - zero) / range.
+class MovedPoints final : public kmeans::PointSource<double> {
+ public:
+  /// source: outlives this object; range > 0.
+  MovedPoints(const kmeans::PointSource<double>& source, double zero, double range)
+      : source_(source), zero_(zero), range_(range) {}
+
+  [[nodiscard]] std::int64_t num_chunks() const override { return source_.num_chunks(); }
+  void load(std::int64_t chunk, std::vector<double>& points, std::vector<double>& weights) const override {
+    source_.load(chunk, points, weights);
+    for (double& point : points) point = (point - zero_) / range_;
+    for (double& weight : weights) weight *= range_ * range_;
+  }
+
+ private:
+  const kmeans::PointSource<double>& source_;
+  double zero_, range_;
+};
+
 }  // namespace kvcal::calib

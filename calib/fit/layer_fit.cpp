@@ -152,7 +152,9 @@ class DatatypeFit {
                                                             const std::vector<double>& levels) const {
     std::vector<Normaliser> fitted = ranges.fit(levels, threads_);
     const std::vector<int> counts = {1 << bits};
-    const kmeans::Solution solution = kmeans::solve_all(FitSource(source_, fitted), counts, 0.0, threads_)[0];
+    const FitSource source(source_, fitted);
+    const KeptPoints points(source, threads_);
+    const kmeans::Solution solution = kmeans::solve_all(points, counts, 0.0, threads_)[0];
     formats::Datatype datatype = make(bits, solution);
     // Of all units that give the same numbers those in which the levels reach from -1 to 1.
     const double low = solution.centroids.front(), high = solution.centroids.back();
@@ -167,9 +169,9 @@ class DatatypeFit {
       datatype.zero.push_back(static_cast<float>(range.zero));
     }
     if (!fit_in_half(datatype)) return std::nullopt;
-    const FitSource source(source_, fitted);
-    datatype.histogram = weight_histogram(source, threads_);
-    set_qnorm(datatype, qnorm(source, {datatype.centroids}, threads_)[0]);
+    const MovedPoints moved(points, middle, half);
+    datatype.histogram = weight_histogram(moved, threads_);
+    set_qnorm(datatype, qnorm(moved, {datatype.centroids}, threads_)[0]);
     return datatype;
   }
 

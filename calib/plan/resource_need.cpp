@@ -24,6 +24,8 @@ constexpr double kHeadSecondsPerLogit = 6e-9;
 constexpr double kFitSecondsPerValue = 100e-9;
 // Of a channel whose range is fitted: its parts (range_fit.h), and as points and weights.
 constexpr std::int64_t kRangeBytes = 24 << 10;
+// And its points (KeptPoints).
+constexpr std::int64_t kPointBytes = 16, kMostKeptPoints = std::int64_t{128} << 20;
 // How many times as long a fit takes then.
 constexpr double kRangeFits = 1.4;
 // What the solver holds beside points: histograms of 16 stripes, twice.
@@ -130,7 +132,8 @@ std::int64_t fit_bytes(const RunShape& run, const LayerSizes& sizes) {
   const std::int64_t scopes =
       run.token_per_head ? sizes.token_scopes : std::min<std::int64_t>(1, sizes.token_scopes);
   const std::int64_t thresholds = scopes * (8 * run.outlier_fractions * (run.ablation ? 2 : 1) + 24);
-  const std::int64_t ranges = run.fitted_ranges ? sizes.rotated * kRangeBytes : 0;
+  const std::int64_t kept = std::min(kMostKeptPoints, run.tokens * sizes.rotated * kPointBytes);
+  const std::int64_t ranges = run.fitted_ranges ? sizes.rotated * kRangeBytes + kept : 0;
   return run.tokens * (thresholds + 8 * std::int64_t{run.threads} + sizes.cached) + ranges + kSolverBytes;
 }
 
