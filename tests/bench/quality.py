@@ -89,7 +89,7 @@ def allocated(kvcal: Path, model: Model, codebook: Path, method: str, bits: floa
     out = QUALITY / f"{codebook.stem}-{method.replace('%', '')}.h5"
     made_by, words = out.with_suffix(".made"), f"{bits} of {codebook.stat().st_mtime}"
     if not (out.exists() and made_by.exists() and made_by.read_text() == words):
-        run([kvcal, "allocate", codebook, "--bits-per-value", repr(bits * (1 - MARGIN)), "--out", out, "--quiet"])
+        run([kvcal, "allocate", codebook, "--bits-per-value", repr(bits), "--out", out, "--quiet"])
         made_by.write_text(words)
     return validate(kvcal, model, out, ["recipe"])["recipe"]
 
@@ -116,7 +116,9 @@ def measure(kvcal: Path, model: Model, wanted: list[str]) -> dict[str, dict[str,
         inspected = QUALITY / "inspected.json"
         run([kvcal, "inspect", codebooks[step], "--json", inspected])
         bits = {m["name"]: m["bits_per_value"] for m in json.loads(inspected.read_text())["summary"]["methods"]}
-        steps[f"{step}+allocated"] = {method: allocated(kvcal, model, codebooks[step], method, bits[method]) for method in METHODS}
+        # Nothing is smaller than the smallest.
+        budgets = {method: max(min(bits.values()), bits[method] * (1 - MARGIN)) for method in METHODS}
+        steps[f"{step}+allocated"] = {method: allocated(kvcal, model, codebooks[step], method, budgets[method]) for method in METHODS}
     return steps
 
 
