@@ -22,7 +22,6 @@ using base::concat;
 using base::InvalidInput;
 using base::WrongUsage;
 
-constexpr std::int64_t kHalfBytes = 2;
 // Points of the curve that the file keeps.
 constexpr std::size_t kCurvePoints = 256;
 
@@ -85,9 +84,9 @@ class Inventory {
     std::vector<TensorItem> items;
     for (const formats::LayerCodebook& layer : codebook_.layers) {
       for (const formats::TensorCodebook& tensor : layer.tensors) {
-        items.push_back({layer.index, tensor.tensor, kept_tokens(layer.window, options_.context), {}});
-        const std::int64_t tokens = items.back().values;
-        items.back().values = base::checked_multiply(tokens, tensor.tensor.channels(), "the cache");
+        const std::int64_t tokens = kept_tokens(layer.window, options_.context);
+        const std::int64_t values = base::checked_multiply(tokens, tensor.tensor.channels(), "the cache");
+        items.push_back({layer.index, tensor.tensor, values, {}});
         add_options(items.back(), tensor, tokens);
       }
     }
@@ -177,19 +176,27 @@ std::vector<formats::DatatypeChoice> common_datatypes(const std::vector<TensorIt
   return common;
 }
 
+double bits_of(std::int64_t bytes, std::int64_t values) {
+  return values == 0 ? 0 : 8 * static_cast<double>(bytes) / static_cast<double>(values);
+}
+
+std::int64_t all_values(const std::vector<TensorItem>& items) {
+  std::int64_t values = 0;
+  for (const TensorItem& item : items) values = base::checked_add(values, item.values, "the cache");
+  return values;
+}
+
 // All tensors by one datatype; kept ones as they are.
 UniformAllocation uniform(const std::vector<TensorItem>& items, const formats::DatatypeChoice& choice) {
   UniformAllocation all;
   all.method = choice.name();
-  std::int64_t values = 0;
   for (const TensorItem& item : items) {
     const auto found = std::ranges::find(item.options, choice, &TensorOption::datatype);
     const TensorOption& option = found == item.options.end() ? item.options.front() : *found;
     all.bytes += option.bytes;
     all.divergence += option.divergence;
-    values += item.values;
   }
-  all.bits_per_value = 8 * static_cast<double>(all.bytes) / static_cast<double>(values);
+  all.bits_per_value = bits_of(all.bytes, all_values(items));
   return all;
 }
 
@@ -285,16 +292,6 @@ KnapsackItems knapsack_items(const std::vector<TensorItem>& items) {
     for (const TensorOption& option : item.options) all.back().push_back({option.bytes, option.divergence});
   }
   return all;
-}
-
-double bits_of(std::int64_t bytes, std::int64_t values) {
-  return values == 0 ? 0 : 8 * static_cast<double>(bytes) / static_cast<double>(values);
-}
-
-std::int64_t all_values(const std::vector<TensorItem>& items) {
-  std::int64_t values = 0;
-  for (const TensorItem& item : items) values = base::checked_add(values, item.values, "the cache");
-  return values;
 }
 
 std::int64_t budget_bytes(const AllocationOptions& options, std::int64_t values) {

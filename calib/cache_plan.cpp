@@ -18,7 +18,6 @@ namespace {
 using base::concat;
 
 constexpr std::int64_t kLongestContext = std::numeric_limits<std::int32_t>::max();
-constexpr std::int64_t kHalfBytes = 2;
 
 // What KVQuant's tables count for an outlier: its fp16 value and a 16-bit index.
 constexpr double kKvquantOutlierBytes = 4;

@@ -22,6 +22,9 @@ struct CachedLayer {
   bool operator==(const CachedLayer&) const = default;
 };
 
+/// Of a number that is kept as it is.
+inline constexpr std::int64_t kHalfBytes = 2;
+
 /// Tokens that are held of a context. window: 0 for all.
 [[nodiscard]] std::int64_t kept_tokens(std::int64_t window, std::int64_t context);
 
