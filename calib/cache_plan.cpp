@@ -140,7 +140,7 @@ std::vector<std::string> default_names(const CacheShape& shape, const formats::C
     const std::string paged = choice.name() + kPagedSuffix;
     if (std::ranges::find(served, paged) != served.end()) names.push_back(paged);
   }
-  if (blank.recipe) names.emplace_back("recipe");
+  if (blank.recipe) names.emplace_back(kRecipeMethod);
   return names;
 }
 

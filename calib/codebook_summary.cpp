@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "calib/cache_plan.h"
+#include "calib/validate/method_names.h"
 
 namespace kvcal::calib {
 namespace {
@@ -70,7 +71,7 @@ CodebookSummary summarise(const formats::Codebook& codebook) {
   options.context = kSummaryContext;
   options.methods = {"fp"};
   for (const formats::DatatypeChoice& datatype : shape.datatypes) options.methods.push_back(datatype.name());
-  if (codebook.recipe) options.methods.emplace_back("recipe");
+  if (codebook.recipe) options.methods.emplace_back(kRecipeMethod);
   const CachePlan plan = plan_cache({shape, {}}, options);
   summary.exact_cache_bytes = plan.methods.front().cache_bytes;
   for (std::size_t i = 0; i < shape.datatypes.size(); ++i)

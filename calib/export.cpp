@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "calib/export_flat.h"
 #include "calib/open_session.h"
+#include "calib/validate/method_names.h"
 #include "formats/export/merge.h"
 
 namespace kvcal::calib {
@@ -202,7 +203,7 @@ formats::ExportReport export_codebook(const ExportOptions& options) {
   }
   formats::ExportRequest request{codebook, options.out, {}, {}, {}, options.copy};
   if (target.content == formats::ExportContent::datatypes) {
-    if (options.method == "recipe")
+    if (options.method == kRecipeMethod)
       check_recipe(codebook, target);
     else
       request.datatype = find_method(codebook, options.method);

@@ -9,6 +9,9 @@ namespace kvcal::calib {
 /// "fp": the cache as the model computes it, which every other method is compared with.
 inline constexpr const char* kFullPrecision = "fp";
 
+/// Each tensor by the datatype that a codebook's recipe gives it.
+inline constexpr const char* kRecipeMethod = "recipe";
+
 /// What a codebook's method is called in paged records: as the CPU codec writes them, and as the kernels do.
 inline constexpr const char* kPagedSuffix = "-paged";
 inline constexpr const char* kKernelsSuffix = "-kernels";

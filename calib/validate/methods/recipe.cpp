@@ -13,7 +13,7 @@ MethodFamily recipe_methods();
 
 namespace {
 
-constexpr std::string_view kRecipeName = "recipe";
+constexpr std::string_view kRecipeName = kRecipeMethod;
 constexpr std::array<std::string_view, 3> kForms = {"", kPagedSuffix, kKernelsSuffix};
 
 /// A tensor that the recipe keeps, in the 16 bits that an engine has for it. What is measured is the method, so it comes back
