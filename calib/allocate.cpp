@@ -55,17 +55,6 @@ void check_options(const AllocationOptions& options) {
     throw WrongUsage("--measure-all measures with a model; name it with --model");
 }
 
-formats::Codebook read_own(const std::filesystem::path& file) {
-  formats::Codebook codebook = formats::read_codebook(file);
-  if (codebook.schema_minor > formats::kCodebookSchemaMinor) {
-    throw InvalidInput(concat(file.string(), ": schema ", codebook.schema_major, ".", codebook.schema_minor,
-                              " is newer than ", formats::kCodebookSchemaMajor, ".",
-                              formats::kCodebookSchemaMinor,
-                              "; what this version doesn't know in it would be lost; update kvcal"));
-  }
-  return codebook;
-}
-
 /// The items of a codebook, with bytes.
 class Inventory {
  public:
@@ -379,7 +368,7 @@ Allocation choose(const std::vector<TensorItem>& items, std::int64_t budget,
 Allocation allocate(const AllocationOptions& options, base::Progress& progress,
                     ValidationListener* listener) {
   check_options(options);
-  formats::Codebook codebook = read_own(options.codebook);
+  formats::Codebook codebook = formats::read_known_codebook(options.codebook);
   codebook.recipe.reset();
   std::vector<TensorItem> items = Inventory(codebook, options).items();
   const std::int64_t values = all_values(items), budget = budget_bytes(options, values);

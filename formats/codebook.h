@@ -265,6 +265,9 @@ void write_codebook(const std::filesystem::path& path, const Codebook& codebook)
 /// attributes that this version does not know are passed over, but hashed.
 [[nodiscard]] Codebook read_codebook(const std::filesystem::path& path);
 
+/// As read_codebook(), for who writes it again: throws InvalidInput for a newer schema_minor, too, of which parts would be lost.
+[[nodiscard]] Codebook read_known_codebook(const std::filesystem::path& path);
+
 /// For programs whose only HDF5 files are those of this reader and writer, before the first of them: HDF5
 /// then does not close itself at exit, which after a damaged file it cannot, saying so on standard error.
 /// Not for libraries: a host program's own files would no longer be flushed at its exit.

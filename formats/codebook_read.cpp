@@ -410,4 +410,14 @@ Codebook read_codebook(const std::filesystem::path& path) {
   return codebook_of(read_hdf5_tree(path), path.string());
 }
 
+Codebook read_known_codebook(const std::filesystem::path& path) {
+  Codebook codebook = read_codebook(path);
+  if (codebook.schema_minor > kCodebookSchemaMinor) {
+    throw InvalidInput(concat(path.string(), ": schema ", codebook.schema_major, ".", codebook.schema_minor,
+                              " is newer than ", kCodebookSchemaMajor, ".", kCodebookSchemaMinor,
+                              "; what this version doesn't know in it would be lost; update kvcal"));
+  }
+  return codebook;
+}
+
 }  // namespace kvcal::formats
