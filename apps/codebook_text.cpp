@@ -62,16 +62,19 @@ std::string datatype_text(const formats::Datatype& datatype, double fraction) {
   for (const float centroid : datatype.centroids)
     normed.push_back(double{centroid} * datatype.qnorm_scale + datatype.qnorm_offset);
   const double gap = datatype.lower_bound > 0 ? datatype.objective / datatype.lower_bound - 1 : 0;
+  const bool is_proven = datatype.lower_bound > 0 || datatype.objective == 0;
   return concat("  ", bold(formats::DatatypeChoice{datatype.bits, fraction, false}.name()), "\n") +
-         labelled_text(
-             {{"objective", concat(format_number(datatype.objective, 6), ", ", percent(gap),
-                                   " above what is proven to be the least; weights ", datatype.weights)},
-              {"centroids", numbers_text({datatype.centroids.begin(), datatype.centroids.end()})},
-              {"Q-Norm",
-               concat("x ", format_number(datatype.qnorm_scale, 6), datatype.qnorm_offset < 0 ? " - " : " + ",
-                      format_number(std::abs(datatype.qnorm_offset), 6))},
-              {"Q-Normed", numbers_text(normed)}},
-             4);
+         labelled_text({{"objective", concat(format_number(datatype.objective, 6),
+                                             is_proven ? concat(", ", percent(gap),
+                                                                " above what is proven to be the least")
+                                                       : ", of merged runs",
+                                             "; weights ", datatype.weights)},
+                        {"centroids", numbers_text({datatype.centroids.begin(), datatype.centroids.end()})},
+                        {"Q-Norm", concat("x ", format_number(datatype.qnorm_scale, 6),
+                                          datatype.qnorm_offset < 0 ? " - " : " + ",
+                                          format_number(std::abs(datatype.qnorm_offset), 6))},
+                        {"Q-Normed", numbers_text(normed)}},
+                       4);
 }
 
 // "Keys", "Values"

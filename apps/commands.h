@@ -15,6 +15,7 @@ enum ExitCode : int { kDone = 0, kFailed = 1, kWrongUsage = 2, kLimitNotMet = 3 
 int run_calibrate(const std::vector<std::string>& arguments);
 int run_validate(const std::vector<std::string>& arguments);
 int run_allocate(const std::vector<std::string>& arguments);
+int run_merge(const std::vector<std::string>& arguments);
 int run_export(const std::vector<std::string>& arguments);
 int run_plan(const std::vector<std::string>& arguments);
 int run_inspect(const std::vector<std::string>& arguments);

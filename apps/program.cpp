@@ -108,6 +108,7 @@ std::span<const Command> commands() {
       Command{"calibrate", "make the codebook of a model from calibration text", run_calibrate},
       Command{"validate", "show what a codebook costs: perplexity, divergence, error by layer", run_validate},
       Command{"allocate", "choose bits by layer and tensor under a budget of bytes", run_allocate},
+      Command{"merge", "one codebook from those of several runs over other texts", run_merge},
       Command{"export", "hand a codebook, or scales of the same calibration, to a serving system",
               run_export},
       Command{"plan", "what a context costs in memory and what fits, from config.json", run_plan},

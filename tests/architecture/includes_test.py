@@ -28,7 +28,8 @@ ARROWS = {
     "calib/fit": ["calib/engine", "calib/model", "kmeans", "cuda", "cuda/kernels", "formats", "base"],
     "calib/validate": ["calib/engine", "calib/plan", "calib/text", "calib/model", "cuda", "cuda/kernels", "fisher", "formats", "base"],
     "calib/allocate": ["base"],
-    "calib": ["calib/allocate", "calib/validate", "calib/fit", "calib/engine", "calib/plan", "calib/text", "calib/model", "kmeans", "cuda", "cuda/kernels", "fisher", "formats", "base"],
+    "calib/merge": ["calib/fit", "cuda", "cuda/kernels", "formats", "base"],
+    "calib": ["calib/allocate", "calib/merge", "calib/validate", "calib/fit", "calib/engine", "calib/plan", "calib/text", "calib/model", "kmeans", "cuda", "cuda/kernels", "fisher", "formats", "base"],
     "apps/python": ["cuda", "kmeans", "formats", "base"],
     "apps": ["calib", "calib/validate", "calib/plan", "calib/text", "kmeans", "formats", "base"],
 }

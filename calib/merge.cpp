@@ -1,0 +1,272 @@
+#include "calib/merge.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/parallel.h"
+#include "base/sha256.h"
+#include "calib/version.h"
+#include "formats/json.h"
+
+namespace kvcal::calib {
+namespace {
+
+namespace fs = std::filesystem;
+using base::concat;
+using base::InvalidInput;
+using base::WrongUsage;
+using formats::CalibrationInfo;
+using nlohmann::json;
+
+constexpr const char* kRuns = "merged";  // of the options: what each run was
+
+struct Run {
+  fs::path file;
+  formats::Codebook codebook;
+};
+
+void check_places(const MergeOptions& options) {
+  if (options.codebooks.size() < 2)
+    throw WrongUsage(
+        "one codebook alone is merged already; name two or more, such as kvcal merge a.h5 b.h5 --out ab.h5");
+  std::error_code missing;
+  for (auto file = options.codebooks.begin(); file != options.codebooks.end(); ++file) {
+    if (std::any_of(options.codebooks.begin(), file, [&](const fs::path& other) {
+          return other == *file || fs::equivalent(other, *file, missing);
+        }))
+      throw WrongUsage(concat(file->string(), " is named twice; its sample would count twice"));
+    if (options.out == *file || fs::equivalent(options.out, *file, missing))
+      throw WrongUsage(
+          concat("--out ", options.out.string(), " is one of the codebooks to merge; name another file"));
+  }
+  if (!options.overwrite && fs::exists(options.out)) {
+    throw base::SystemError(
+        concat(options.out.string(), " exists; name another file with --out, or give --overwrite"));
+  }
+}
+
+std::vector<Run> read_runs(const std::vector<fs::path>& files) {
+  std::vector<Run> runs;
+  for (const fs::path& file : files) runs.push_back({file, formats::read_known_codebook(file)});
+  return runs;
+}
+
+// What a codebook that was merged itself is made of, or what it is.
+json described_runs(const Run& run) {
+  const json options = formats::parse_json(run.codebook.calibration.options_json, run.file.string());
+  if (options.is_object() && options.contains(kRuns)) return options[kRuns];
+  const CalibrationInfo& info = run.codebook.calibration;
+  return json::array({{{"content_sha256", run.codebook.content_sha256},
+                       {"tokens_sha256", info.tokens_sha256},
+                       {"samples", info.samples},
+                       {"seqlen", info.seqlen},
+                       {"tokens", info.tokens},
+                       {"bos", info.bos},
+                       {"seed", info.seed}}});
+}
+
+/// That the runs are of one model, calibrated in one way.
+class Comparison {
+ public:
+  explicit Comparison(const std::vector<Run>& runs) : first_(runs.front()) {
+    for (const Run& other : std::span(runs).subspan(1)) compare(other);
+  }
+
+ private:
+  void compare(const Run& other) const {
+    const formats::ModelInfo &model = first_.codebook.model, &its = other.codebook.model;
+    if (model.config_sha256 != its.config_sha256 || model.weights_sha256 != its.weights_sha256) {
+      throw InvalidInput(concat(other.file.string(), " is of another model (", its.name, ") than ",
+                                first_.file.string(), " (", model.name,
+                                "): config or weights differ; merge runs of one model"));
+    }
+    compare_calibration(other);
+    compare_layers(other);
+  }
+
+  void compare_calibration(const Run& other) const {
+    const CalibrationInfo &info = first_.codebook.calibration, &its = other.codebook.calibration;
+    same(other, "revision of the algorithm", info.revision, its.revision);
+    same(other, "--sinks", info.sinks, its.sinks);
+    same(other, "--dtype", info.dtype, its.dtype);
+    same(other, "--value-scope", info.value_scope, its.value_scope);
+    same(other, "--sensitivity", info.sensitivity, its.sensitivity);
+    same(other, "--fisher-scale", info.fisher_scale, its.fisher_scale);
+    same(other, "--ranges", ranges_of(first_), ranges_of(other));
+    for (const Run* run : {&first_, &other}) {
+      if (run->codebook.calibration.samples < 1)
+        throw InvalidInput(
+            concat(run->file.string(), ": its run had no samples; nothing says how it counts"));
+    }
+  }
+
+  static std::string ranges_of(const Run& run) {
+    const json options = formats::parse_json(run.codebook.calibration.options_json, run.file.string());
+    return options.is_object() ? options.value("ranges", "threshold") : "threshold";
+  }
+
+  template <typename Value>
+  void same(const Run& other, std::string_view what, const Value& expected, const Value& found) const {
+    if (expected == found) return;
+    throw InvalidInput(concat(other.file.string(), " has another ", what, " (", found, ") than ",
+                              first_.file.string(), " (", expected, "); calibrate both in the same way"));
+  }
+
+  void compare_layers(const Run& other) const {
+    const auto &layers = first_.codebook.layers, &its = other.codebook.layers;
+    if (!std::ranges::equal(layers, its, {}, &formats::LayerCodebook::index, &formats::LayerCodebook::index))
+      throw InvalidInput(concat(other.file.string(), " has other layers than ", first_.file.string()));
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const auto &tensors = layers[i].tensors, &its_tensors = its[i].tensors;
+      const auto name = [](const formats::TensorCodebook& one) { return one.tensor.name; };
+      if (!std::ranges::equal(tensors, its_tensors, {}, name, name)) {
+        throw InvalidInput(concat(other.file.string(), ": layer ", layers[i].index,
+                                  " has other tensors than that of ", first_.file.string()));
+      }
+      for (std::size_t t = 0; t < tensors.size(); ++t) {
+        const std::string obstacle = merge_obstacle(tensors[t], its_tensors[t]);
+        if (obstacle.empty()) continue;
+        throw InvalidInput(concat(other.file.string(), ": layer ", layers[i].index, ", ", name(tensors[t]),
+                                  "s: ", obstacle));
+      }
+    }
+  }
+
+  const Run& first_;
+};
+
+// All runs' together; what differs between them stands with each in the options.
+CalibrationInfo merge_info(const std::vector<Run>& runs) {
+  CalibrationInfo info = runs.front().codebook.calibration;
+  info.samples = info.tokens = 0;
+  info.texts.clear();
+  double loss = 0;
+  std::string tokens;
+  json described = json::array();
+  for (const Run& run : runs) {
+    const CalibrationInfo& its = run.codebook.calibration;
+    info.samples += its.samples;
+    info.tokens += its.tokens;
+    info.seqlen = std::max(info.seqlen, its.seqlen);
+    for (const formats::TextInfo& text : its.texts) {
+      if (std::ranges::find(info.texts, text) == info.texts.end()) info.texts.push_back(text);
+    }
+    loss += its.loss * static_cast<double>(its.samples);
+    tokens += its.tokens_sha256;
+    for (const json& one : described_runs(run)) described.push_back(one);
+    if (its.seed != info.seed) info.seed = 0;
+    if (its.bos != info.bos) info.bos = "mixed";
+  }
+  info.loss = loss / static_cast<double>(info.samples);
+  info.tokens_sha256 = base::sha256_hex(tokens);
+  json options = formats::parse_json(info.options_json, runs.front().file.string());
+  if (!options.is_object()) options = json::object();
+  options["samples"] = info.samples;
+  options["seqlen"] = info.seqlen;
+  options[kRuns] = std::move(described);
+  info.options_json = options.dump();
+  return info;
+}
+
+double targets_of(const CalibrationInfo& info) {
+  return static_cast<double>(info.tokens) / static_cast<double>(info.samples) - 1;
+}
+
+// Gradients are of a window's mean loss: a window of half as many targets has twice the gradient of each. Sums that are none stay counts.
+RunSample run_sample(const CalibrationInfo& info, const CalibrationInfo& merged) {
+  RunSample sample{info.tokens - info.samples * info.sinks, info.tokens, 1};
+  if (info.sensitivity == "fisher" && targets_of(info) != targets_of(merged))
+    sample.fisher_factor = targets_of(info) * targets_of(info) / (targets_of(merged) * targets_of(merged));
+  return sample;
+}
+
+void add_errors(std::vector<MergedError>& sums, const std::vector<MergedError>& errors) {
+  for (const MergedError& error : errors) {
+    auto sum = std::ranges::find(sums, error.datatype, &MergedError::datatype);
+    if (sum == sums.end()) sum = sums.insert(sums.end(), {error.datatype, 0, 0});
+    sum->own += error.own;
+    sum->excess += error.excess;
+  }
+}
+
+/// Of one layer.
+struct MergedLayer {
+  formats::LayerCodebook codebook;
+  std::vector<TensorNearness> tensors;
+};
+
+MergedLayer merge_layer(const std::vector<Run>& runs, std::size_t index, std::span<const RunSample> samples,
+                        const MergeRules& rules) {
+  MergedLayer merged{runs.front().codebook.layers[index], {}};
+  formats::LayerCodebook& layer = merged.codebook;
+  for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
+    std::vector<const formats::TensorCodebook*> tensors;
+    for (const Run& run : runs) tensors.push_back(&run.codebook.layers[index].tensors[t]);
+    const std::string name = layer.tensors[t].tensor.name;
+    try {
+      MergedTensor tensor = merge_tensors(tensors, samples, rules);
+      layer.tensors[t] = std::move(tensor.codebook);
+      merged.tensors.push_back({layer.index, name, std::move(tensor.nearness)});
+    } catch (const InvalidInput& error) {
+      throw InvalidInput(concat("layer ", layer.index, ", ", name, "s, ", error.what()));
+    }
+  }
+  return merged;
+}
+
+void merge_layers(const std::vector<Run>& runs, MergeReport& report) {
+  const CalibrationInfo& info = report.codebook.calibration;
+  std::vector<RunSample> samples;
+  for (const Run& run : runs) samples.push_back(run_sample(run.codebook.calibration, info));
+  const MergeRules rules{.range_weights = info.fisher_scale != "none"};
+  std::vector<MergedLayer> layers(runs.front().codebook.layers.size());
+  base::parallel_for(static_cast<std::int64_t>(layers.size()), 0, [&](std::int64_t i) {
+    const auto index = static_cast<std::size_t>(i);
+    layers[index] = merge_layer(runs, index, samples, rules);
+  });
+  for (MergedLayer& layer : layers) {
+    report.codebook.layers.push_back(std::move(layer.codebook));
+    for (TensorNearness& tensor : layer.tensors) {
+      add_errors(report.errors, tensor.nearness.errors);
+      report.tensors.push_back(std::move(tensor));
+    }
+  }
+}
+
+std::vector<std::string> doubts(const std::vector<Run>& runs) {
+  std::vector<std::string> warnings;
+  std::map<std::string, fs::path> seen;
+  for (const Run& run : runs) {
+    const auto [before, is_new] = seen.emplace(run.codebook.calibration.tokens_sha256, run.file);
+    if (is_new) continue;
+    warnings.push_back(concat(run.file.string(), " and ", before->second.string(),
+                              " were calibrated on the same tokens, which count twice"));
+  }
+  return warnings;
+}
+
+}  // namespace
+
+MergeReport merge(const MergeOptions& options) {
+  check_places(options);
+  const std::vector<Run> runs = read_runs(options.codebooks);
+  (void)Comparison(runs);
+  MergeReport report;
+  for (const Run& run : runs) report.runs.push_back(run.codebook.calibration);
+  report.codebook.created_by = std::string("kvcal ") + version();
+  report.codebook.model = runs.front().codebook.model;
+  report.codebook.calibration = merge_info(runs);
+  merge_layers(runs, report);
+  report.warnings = doubts(runs);
+  const fs::path target = base::behind_links(options.out);
+  formats::write_codebook(target, report.codebook);
+  report.codebook = formats::read_codebook(target);
+  return report;
+}
+
+}  // namespace kvcal::calib
