@@ -6,13 +6,14 @@
 
 #include "base/error.h"
 #include "cuda/kernels/flat_reader.h"
+#include "cuda/kernels/rotation.h"
 #include "cuda/vector_codec.h"
 
 namespace kvcal::codec {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the block is written as it lies in memory");
-static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 96 && sizeof(Affine) == 4);
+static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 104 && sizeof(Affine) == 4);
 
 using base::concat;
 using base::InvalidInput;
@@ -59,6 +60,11 @@ void check_layer(const FlatLayer& layer) {
     throw InvalidInput(concat("layer ", layer.index, ": ", layer.key_lower.size(), " and ",
                               layer.key_upper.size(), " thresholds of ", channels, " channels"));
   }
+  if (!is_rotation_block(layer.value_rotation_block, layer.value_dim)) {
+    throw InvalidInput(concat("layer ", layer.index, ": ", layer.value_rotation_block,
+                              " channels turned together; expected a power of two that divides ",
+                              layer.value_dim));
+  }
 }
 
 /// Of a layer's tensors.
@@ -80,6 +86,13 @@ bool is_uniform(const FlatCodebook& codebook) {
     return layer.key.bits == bits && layer.value.bits == bits &&
            outliers_of(layer, codebook) == Outliers{fraction, fraction};
   });
+}
+
+std::uint32_t version_of(const FlatCodebook& codebook) {
+  const bool turned = std::ranges::any_of(
+      codebook.layers, [](const FlatLayer& layer) { return layer.value_rotation_block > 0; });
+  if (turned) return KVCAL_FLAT_VERSION_TURNED;
+  return is_uniform(codebook) ? KVCAL_FLAT_VERSION : KVCAL_FLAT_VERSION_MIXED;
 }
 
 KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, const Outliers& fractions) {
@@ -112,6 +125,7 @@ KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, const Outliers
   flat.value_bits = static_cast<std::uint32_t>(layer.value.bits);
   flat.key_outliers = static_cast<float>(fractions.key);
   flat.value_outliers = static_cast<float>(fractions.value);
+  flat.value_rotation_block = layer.value_rotation_block;
   return flat;
 }
 
@@ -119,18 +133,18 @@ KvcalFlatLayer append_layer(Block& block, const FlatLayer& layer, const Outliers
 
 std::vector<std::byte> flat_bytes(const FlatCodebook& codebook) {
   if (codebook.layers.empty()) throw InvalidInput("no layer; expected at least one");
-  const bool uniform = is_uniform(codebook);
-  const std::size_t layer_bytes = uniform ? KVCAL_FLAT_LAYER_BYTES : sizeof(KvcalFlatLayer);
+  const std::uint32_t version = version_of(codebook);
+  const std::size_t layer_bytes = flat_layer_bytes(version);
   KvcalFlatHeader header{};
   std::memcpy(header.magic, KVCAL_FLAT_MAGIC, sizeof(header.magic));
-  header.version = uniform ? KVCAL_FLAT_VERSION : KVCAL_FLAT_VERSION_MIXED;
+  header.version = version;
   header.header_bytes = sizeof(header);
   header.layers_offset = sizeof(header);
   header.layers = static_cast<std::uint32_t>(codebook.layers.size());
   header.layer_bytes = static_cast<std::uint32_t>(layer_bytes);
   header.sinks = codebook.sinks;
   header.value_per_head = codebook.value_per_head ? 1 : 0;
-  if (uniform) {
+  if (version == KVCAL_FLAT_VERSION) {
     header.bits = static_cast<std::uint32_t>(codebook.layers.front().key.bits);
     header.outlier_fraction = static_cast<float>(outliers_of(codebook.layers.front(), codebook).key);
   }

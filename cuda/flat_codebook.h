@@ -21,6 +21,7 @@ struct FlatLayer {
   Datatype key, value;
   std::vector<float> key_scale = {}, key_zero = {};  ///< [kv_heads * key_dim], or empty: by the thresholds
   std::optional<double> key_outliers = {}, value_outliers = {};  ///< fractions; nullopt: the codebook's
+  std::uint32_t value_rotation_block = 0;  ///< of values that are kept turned (hadamard.h); 0: as they are
 };
 
 struct FlatCodebook {
@@ -31,8 +32,8 @@ struct FlatCodebook {
   std::vector<FlatLayer> layers;                              ///< at least one, by index
 };
 
-/// The same bytes for the same codebook, on every machine: of version 1 where all tensors have the same bits and outliers. Throws base::InvalidInput naming the layer where sizes or
-/// bits disagree.
+/// The same bytes for the same codebook, on every machine: of version 3 where values are turned, else of version 1 where all
+/// tensors have the same bits and outliers. Throws base::InvalidInput naming the layer where sizes, bits or blocks disagree.
 [[nodiscard]] std::vector<std::byte> flat_bytes(const FlatCodebook& codebook);
 
 /// The header of a block, once it is known that all it names lies within: magic, version, sizes, offsets, alignment,

@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/parallel.h"
+#include "cuda/hadamard.h"
 #include "cuda/record_slots.h"
 #include "cuda/threshold_finder.h"
 
@@ -76,14 +77,19 @@ struct Part {
   [[nodiscard]] std::size_t record_at() const { return (page * layer.kv_heads + head) * layout.record_bytes; }
 };
 
-// A token's numbers, cleaned; a sink's also to `sinks`.
+// A token's numbers, cleaned, and with a rotation block turned; a sink's also to `sinks`.
 std::vector<float> take(const Part& part, std::size_t in_page, std::span<const float> x, std::size_t dim,
-                        std::vector<std::uint16_t>& sinks, KvcalCounters& counters) {
+                        std::size_t rotation_block, std::vector<std::uint16_t>& sinks,
+                        KvcalCounters& counters) {
   std::vector<float> row(dim);
-  for (std::size_t c = 0; c < dim; ++c) {
-    row[c] = clean(x[part.at(in_page, dim) + c], counters);
-    if (part.is_sink(in_page)) sinks[part.sink_at(in_page, dim) + c] = float_to_half(row[c]);
+  for (std::size_t c = 0; c < dim; ++c) row[c] = clean(x[part.at(in_page, dim) + c], counters);
+  if (rotation_block > 0) {
+    turn_hadamard(row, rotation_block);
+    for (float& number : row) number = clean(number, counters);
   }
+  if (part.is_sink(in_page))
+    std::ranges::transform(row, sinks.begin() + static_cast<std::ptrdiff_t>(part.sink_at(in_page, dim)),
+                           float_to_half);
   return row;
 }
 
@@ -96,7 +102,7 @@ void encode_keys_of(const Part& part, std::span<const float> x, Bytes record,
     const std::size_t index = first / KVCAL_TILE_TOKENS;
     RecordSlots slots(part.layout.key_slots);
     for (std::size_t t = first; t < std::min<std::size_t>(first + KVCAL_TILE_TOKENS, part.count()); ++t) {
-      const std::vector<float> row = take(part, t, x, tile.dim, sinks, counters);
+      const std::vector<float> row = take(part, t, x, tile.dim, 0, sinks, counters);
       if (part.is_sink(t)) continue;
       for (std::size_t c = 0; c < tile.dim; ++c) {
         const std::size_t channel = part.head * tile.dim + c;
@@ -119,7 +125,8 @@ void encode_values_of(const Part& part, std::span<const float> x, ThresholdFinde
   const CodeTile tile{part.layout.value_bits, part.layout.value_dim, false};
   std::vector<RecordSlots> strips(tile.dim / KVCAL_STRIP_CHANNELS, RecordSlots(part.layout.value_slots));
   for (std::size_t t = 0; t < part.count(); ++t) {
-    const std::vector<float> row = take(part, t, x, tile.dim, sinks, counters);
+    const std::vector<float> row =
+        take(part, t, x, tile.dim, part.layout.value_rotation_block, sinks, counters);
     if (part.is_sink(t)) continue;
     const auto [lower, upper] = finder.find(row);
     const Affine affine = affine_of(lower, upper);
@@ -192,6 +199,8 @@ void decode_values_of(const Part& part, ReadBytes record, std::span<const std::u
           deltas[c / KVCAL_STRIP_CHANNELS][t * KVCAL_STRIP_CHANNELS + c % KVCAL_STRIP_CHANNELS];
       x = with_delta(read_code(code, affine, part.layer.value), delta);
     }
+    if (part.layout.value_rotation_block > 0)
+      turn_hadamard(to.subspan(part.at(t, tile.dim), tile.dim), part.layout.value_rotation_block);
   }
 }
 
@@ -208,9 +217,9 @@ bool are_sizes(const RecordPages& pages, std::size_t keys, std::size_t values) {
 }
 
 void check(const RecordLayer& layer, const KvcalRecordLayout& layout) {
-  const KvcalRecordLayout expected =
-      make_record_layout(layout.key_bits, layout.value_bits, layout.key_dim, layout.value_dim,
-                         layout.page_tokens, layout.key_slots, layout.value_slots);
+  const KvcalRecordLayout expected = make_record_layout(
+      layout.key_bits, layout.value_bits, layout.key_dim, layout.value_dim, layout.page_tokens,
+      layout.key_slots, layout.value_slots, layout.value_rotation_block);
   require(std::memcmp(&expected, &layout, sizeof(layout)) == 0,
           "the layout is not what make_record_layout() makes");
   require(

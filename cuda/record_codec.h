@@ -2,7 +2,8 @@
 // lays out, and back. The plain form of what the kernels do page by page: both write the same bytes and count
 // the same. Written apart from their arithmetic on purpose: each is the other's test.
 //
-// Every number first: NaN and infinite become 0, what is beyond 65504 becomes +-65504, -0 becomes 0. Then
+// Every number first: NaN and infinite become 0, what is beyond 65504 becomes +-65504, -0 becomes 0. Where the layout
+// says so, values are then turned (hadamard.h), and what comes out is treated the same; reading turns back. Then
 // codes and scales are those of row_codec.h with values' thresholds found per kv head (KVQuant, sections 3.1
 // to 3.4). An outlier is kept as its difference to what its code reads as, both rounded to fp16, while its
 // tile or strip has slots; what finds none falls to the nearest code. A difference that rounds to 0 makes no
@@ -67,7 +68,7 @@ void check_records(const RecordPages& pages, const RecordLayer& layer, std::size
                                          const RecordLayer& layer, const KvcalRecordLayout& layout,
                                          int threads = 0);
 
-/// keys, values: shaped as above, empty where they were not given; each number is one of fp16.
+/// keys, values: shaped as above, empty where they were not given; each number is one of fp16, but for values turned back.
 /// Throws base::InvalidInput where sizes, layer and layout disagree, a slot's index is out of range, or a
 /// scale, a zero or a difference is not finite.
 void decode_records(const RecordPages& pages, const RecordLayer& layer, std::span<float> keys,

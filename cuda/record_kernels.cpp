@@ -119,6 +119,7 @@ FlatCodebook flat_codebook(const RecordLayer& layer, const KvcalRecordLayout& la
   }
   flat.key = layer.key;
   flat.value = layer.value;
+  flat.value_rotation_block = layout.value_rotation_block;
   FlatCodebook codebook;
   codebook.sinks = static_cast<std::uint32_t>(layer.sinks);
   codebook.value_per_head = true;

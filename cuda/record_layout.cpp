@@ -14,15 +14,15 @@ KvcalRecordLayout make_record_layout(std::int64_t bits, std::int64_t key_dim, st
 
 KvcalRecordLayout make_record_layout(std::int64_t key_bits, std::int64_t value_bits, std::int64_t key_dim,
                                      std::int64_t value_dim, std::int64_t page_tokens, std::int64_t key_slots,
-                                     std::int64_t value_slots) {
+                                     std::int64_t value_slots, std::int64_t value_rotation_block) {
   const auto number = [](std::int64_t value, std::string_view what) {
     return base::checked_cast<std::uint32_t>(value, what);
   };
   KvcalRecordLayout layout;
-  const std::string problem =
-      make_layout(number(key_bits, "key_bits"), number(value_bits, "value_bits"), number(key_dim, "key_dim"),
-                  number(value_dim, "value_dim"), number(page_tokens, "page_tokens"),
-                  number(key_slots, "key_slots"), number(value_slots, "value_slots"), layout);
+  const std::string problem = make_layout(
+      number(key_bits, "key_bits"), number(value_bits, "value_bits"), number(key_dim, "key_dim"),
+      number(value_dim, "value_dim"), number(page_tokens, "page_tokens"), number(key_slots, "key_slots"),
+      number(value_slots, "value_slots"), number(value_rotation_block, "value_rotation_block"), layout);
   if (!problem.empty()) throw base::InvalidInput("a record's layout: " + problem);
   return layout;
 }

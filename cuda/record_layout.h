@@ -10,13 +10,15 @@
 
 namespace kvcal::codec {
 
-/// bits: 2, 3 or 4; dims: 64, 128 or 256; page_tokens: 16 or 64; slots: multiples of 4, 0 to 64.
+/// bits: 2, 3 or 4; dims: 64, 128 or 256; page_tokens: 16 or 64; slots: multiples of 4, 0 to 64; block: a power of two that
+/// divides value_dim, or 0: values are not turned.
 /// Throws base::InvalidInput naming what is out of range.
 [[nodiscard]] KvcalRecordLayout make_record_layout(std::int64_t key_bits, std::int64_t value_bits,
                                                    std::int64_t key_dim, std::int64_t value_dim,
                                                    std::int64_t page_tokens, std::int64_t key_slots,
-                                                   std::int64_t value_slots);
-/// With codes of the same bits for keys and values.
+                                                   std::int64_t value_slots,
+                                                   std::int64_t value_rotation_block = 0);
+/// With codes of the same bits for keys and values, which are not turned.
 [[nodiscard]] KvcalRecordLayout make_record_layout(std::int64_t bits, std::int64_t key_dim,
                                                    std::int64_t value_dim, std::int64_t page_tokens,
                                                    std::int64_t key_slots, std::int64_t value_slots);

@@ -95,8 +95,9 @@ Checked check_cache(const KvcalCodebook* codebook, std::uint32_t layer, const Kv
   if (given.version != KVCAL_RECORD_VERSION)
     return invalid(text("records of version ", given.version, "; expected ", KVCAL_RECORD_VERSION));
   KvcalRecordLayout layout;
-  std::string problem = make_layout(given.key_bits, given.value_bits, given.key_dim, given.value_dim,
-                                    given.page_tokens, given.key_slots, given.value_slots, layout);
+  std::string problem =
+      make_layout(given.key_bits, given.value_bits, given.key_dim, given.value_dim, given.page_tokens,
+                  given.key_slots, given.value_slots, given.value_rotation_block, layout);
   if (!problem.empty()) return invalid("cache.layout: " + problem);
   if (std::memcmp(&layout, &given, sizeof(layout)) != 0)
     return invalid("cache.layout: its offsets are not those of kvcal_record_layout()");
@@ -107,6 +108,11 @@ Checked check_cache(const KvcalCodebook* codebook, std::uint32_t layer, const Kv
                         " bits and head dimensions ", layout.key_dim, " and ", layout.value_dim, "; layer ",
                         flat.index, " of the codebook has ", flat.key_bits, " and ", flat.value_bits, ", ",
                         flat.key_dim, " and ", flat.value_dim));
+  }
+  if (layout.value_rotation_block != flat.value_rotation_block) {
+    return invalid(text("cache.layout is for values turned in blocks of ", layout.value_rotation_block,
+                        ", 0: not turned; layer ", flat.index, " of the codebook has ",
+                        flat.value_rotation_block));
   }
   if (cache->records == nullptr && cache->pages > 0) return invalid("cache.records is null");
   // What PyTorch allocates on the CPU is aligned to 64.
@@ -373,7 +379,7 @@ KvcalStatus kvcal_record_layout(const KvcalCodebook* codebook, uint32_t layer, u
     }
     KvcalRecordLayout made;
     std::string problem = make_layout(flat.key_bits, flat.value_bits, flat.key_dim, flat.value_dim,
-                                      page_tokens, key_slots, value_slots, made);
+                                      page_tokens, key_slots, value_slots, flat.value_rotation_block, made);
     if (!problem.empty()) return invalid(std::move(problem));
     *layout = made;
     return {};

@@ -111,7 +111,7 @@ KVCAL_WARP_BODY void append_keys(Warp& warp, const AppendArguments& a, std::uint
   if (rows.begin < rows.sinks) {
     std::uint16_t* to =
         a.cache.key_sinks + (rows.sink_slot * a.layer.kv_heads + task.head) * a.layer.sinks * kDim;
-    store_sinks<Warp, kCount>(warp, rows, a.keys, task.head, to, met);
+    store_sinks<Warp, kCount>(warp, rows, a.keys, Rotation{}, task.head, to, met);
   }
   load_tables(warp, a.layer.key, scratch);
   typename Warp::template PerLane<KeyChannels<kCount>> channels;
@@ -128,7 +128,7 @@ KVCAL_WARP_BODY void append_keys(Warp& warp, const AppendArguments& a, std::uint
                    index_of_tile * layout.key_slots;
     load_slots(warp, stored, layout.key_slots, scratch.slots,
                [&](std::uint32_t slot) { return slot_index(slot) / kDim < tile.begin; });
-    for_rows<Warp, kCount>(warp, rows, tile, a.keys, task.head, met,
+    for_rows<Warp, kCount>(warp, rows, tile, a.keys, Rotation{}, task.head, met,
                            [&](unsigned row, const typename RowReader<Warp, kCount>::Row& x) {
                              typename Warp::template PerLane<LaneDeltas<kCount>> deltas;
                              encode_key_row<Warp, kBits, kDim>(warp, a.layer.key_affines + task.head * kDim,
@@ -314,7 +314,7 @@ KVCAL_WARP_BODY void append_values(Warp& warp, const AppendArguments& a, std::ui
   if (rows.begin < rows.sinks) {
     std::uint16_t* to =
         a.cache.value_sinks + (rows.sink_slot * a.layer.kv_heads + task.head) * a.layer.sinks * kDim;
-    store_sinks<Warp, kCount>(warp, rows, a.values, task.head, to, met);
+    store_sinks<Warp, kCount>(warp, rows, a.values, a.layer.value_rotation, task.head, to, met);
   }
   load_tables(warp, a.layer.value, scratch);
   // Without a fraction of outliers the thresholds are the smallest and the largest, beyond which nothing lies.
@@ -332,7 +332,7 @@ KVCAL_WARP_BODY void append_values(Warp& warp, const AppendArguments& a, std::ui
       if (lane < kTileTokens && lane >= tile.begin && (lane < tile.coded || lane >= tile.end))
         affines[tile.first + lane] = Affine{};
     });
-    for_rows<Warp, kCount>(warp, rows, tile, a.values, task.head, met,
+    for_rows<Warp, kCount>(warp, rows, tile, a.values, a.layer.value_rotation, task.head, met,
                            [&](unsigned row, const typename RowReader<Warp, kCount>::Row& x) {
                              const ValueRange range = find_range<Warp, kCount>(warp, a.layer, x);
                              warp.each([&](unsigned lane) {

@@ -7,6 +7,7 @@
 #include "cuda/kernels/cache_view.h"
 #include "cuda/kernels/lane_numbers.h"
 #include "cuda/kernels/outlier_slots.h"
+#include "cuda/kernels/turn_row.h"
 
 namespace kvcal::codec {
 
@@ -140,15 +141,25 @@ class RowReader {
   std::int64_t at_;
 };
 
-/// The rows of a page that are sinks, as they are. to: [sinks][dim] of this sequence and head.
+/// A row of RowReader, turned; each number storable() again.
 template <typename Warp, unsigned kCount>
-KVCAL_WARP_BODY void store_sinks(Warp& warp, const NewRows& rows, const NumbersView& from, unsigned head,
-                                 std::uint16_t* to, Met<Warp>& met) {
+KVCAL_WARP_BODY void turn_storable(Warp& warp, const Rotation& rotation,
+                                   typename RowReader<Warp, kCount>::Row& x, Met<Warp>& met) {
+  if (rotation.block == 0) return;
+  turn_row<Warp, kCount>(warp, rotation, x);
+  warp.each([&](unsigned lane) { make_storable(x[lane], met.not_finite[lane], met.saturated[lane]); });
+}
+
+/// The rows of a page that are sinks, in fp16. to: [sinks][dim] of this sequence and head.
+template <typename Warp, unsigned kCount>
+KVCAL_WARP_BODY void store_sinks(Warp& warp, const NewRows& rows, const NumbersView& from,
+                                 const Rotation& rotation, unsigned head, std::uint16_t* to, Met<Warp>& met) {
   RowReader<Warp, kCount> reader(from, rows.input + rows.begin, head);
   typename RowReader<Warp, kCount>::Row x;
   KVCAL_ROLLED
   for (unsigned row = rows.begin; row < rows.sinks && row < rows.end; ++row) {
     reader.next(warp, x, met);
+    turn_storable<Warp, kCount>(warp, rotation, x, met);
     warp.each([&](unsigned lane) {
       KVCAL_UNROLL
       for (unsigned i = 0; i < kCount; ++i)
@@ -173,16 +184,17 @@ KVCAL_HOST_DEVICE NewTile find_new_tile(const NewRows& rows, unsigned tile) {
   return part;
 }
 
-/// body(row, x) for each new row of a tile that is no sink; the next is loaded meanwhile.
+/// body(row, x) for each new row of a tile that is no sink, turned; the next is loaded meanwhile.
 template <typename Warp, unsigned kCount, typename Body>
 KVCAL_WARP_BODY void for_rows(Warp& warp, const NewRows& rows, const NewTile& tile, const NumbersView& from,
-                              unsigned head, Met<Warp>& met, const Body& body) {
+                              const Rotation& rotation, unsigned head, Met<Warp>& met, const Body& body) {
   RowReader<Warp, kCount> reader(from, rows.input + tile.first + tile.coded, head);
   typename RowReader<Warp, kCount>::Row x, next;
   if (tile.coded < tile.end) reader.next(warp, next, met);
   for (unsigned row = tile.coded; row < tile.end; ++row) {
     x = next;
     if (row + 1 < tile.end) reader.next(warp, next, met);
+    turn_storable<Warp, kCount>(warp, rotation, x, met);
     body(row, x);
   }
 }

@@ -7,6 +7,7 @@
 #include "cuda/kernels/codec_math.h"
 #include "cuda/kernels/kvcal_cuda.h"
 #include "cuda/kernels/record_math.h"
+#include "cuda/kernels/rotation.h"
 
 namespace kvcal::codec {
 
@@ -19,6 +20,7 @@ struct LayerView {
   const float* key_upper = nullptr;
   Datatype key, value;
   QuantilePlace value_low, value_high;  ///< a value's thresholds among its sorted numbers
+  Rotation value_rotation;              ///< before its thresholds are found
 };
 
 /// Keys or values: number (token, head, channel) stands at token * token_stride + head * head_stride + channel.

@@ -108,5 +108,6 @@ kvcal::codec::LayerView KvcalCodebook::view(std::uint32_t layer) const {
   const double fraction = exact_fraction(flat.value_outliers);
   view.value_low = kvcal::codec::quantile_place(fraction / 2, flat.value_dim);
   view.value_high = kvcal::codec::quantile_place(1 - fraction / 2, flat.value_dim);
+  view.value_rotation = kvcal::codec::rotation_of(flat.value_rotation_block);
   return view;
 }

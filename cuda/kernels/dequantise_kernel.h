@@ -2,7 +2,8 @@
 // bf16 or float32, for an attention that knows nothing of codes.
 //
 // One warp reads a tile of 16 tokens of one kv head: keys or values. Numbers are put together in fp16, as the record
-// says, and converted from there. Tokens beyond a sequence's length are written as 0, in the pages that it begins.
+// says, and converted from there; values that were turned are turned back before, in float32. Tokens beyond a sequence's
+// length are written as 0, in the pages that it begins.
 //
 // Launch: any grid of whole warps; warp i does task i of page_task() over tiles in the place of pages. Each warp has a
 // scratch of its own (ReadScratch).
@@ -12,6 +13,7 @@
 
 #include "cuda/kernels/cache_view.h"
 #include "cuda/kernels/lane_numbers.h"
+#include "cuda/kernels/turn_row.h"
 #include "cuda/kernels/warp.h"
 
 namespace kvcal::codec {
@@ -99,32 +101,51 @@ KVCAL_HOST_DEVICE TileTask find_tile(const DequantiseArguments& a, std::uint32_t
   return task;
 }
 
-/// kCount numbers in fp16 to number `at` on, which is a multiple of kCount, as `to.data` is of 16 bytes.
+/// Number (row, channel) of a tile in its page.
+KVCAL_HOST_DEVICE std::int64_t place_of(const PagesView& to, const TileTask& task, unsigned row,
+                                        unsigned channel) {
+  return task.target * to.page_stride + (std::int64_t{task.tile} * kTileTokens + row) * to.token_stride +
+         task.head * to.head_stride + channel;
+}
+
 template <unsigned kCount>
-KVCAL_HOST_DEVICE void write_numbers(const PagesView& to, std::int64_t at, const Chunk<2 * kCount>& halves) {
-  const auto half = [&](unsigned i) {
-    return static_cast<std::uint16_t>(halves.word[i / 2] >> (16 * (i % 2)));
-  };
-  if (to.type == KVCAL_FLOAT16) {
-    store_chunk(halves, static_cast<std::uint16_t*>(to.data) + at);
-  } else if (to.type == KVCAL_BFLOAT16) {
-    Chunk<2 * kCount> chunk;
-    KVCAL_UNROLL
-    for (unsigned i = 0; i < kCount; i += 2) {
-      const std::uint32_t low = float_to_bfloat16(half_to_float(half(i)));
-      chunk.word[i / 2] = low | std::uint32_t{float_to_bfloat16(half_to_float(half(i + 1)))} << 16;
-    }
-    store_chunk(chunk, static_cast<std::uint16_t*>(to.data) + at);
-  } else {
+KVCAL_HOST_DEVICE LaneNumbers<kCount> from_halves(const Chunk<2 * kCount>& halves) {
+  LaneNumbers<kCount> x;
+  KVCAL_UNROLL
+  for (unsigned i = 0; i < kCount; ++i)
+    x.x[i] = half_to_float(static_cast<std::uint16_t>(halves.word[i / 2] >> (16 * (i % 2))));
+  return x;
+}
+
+/// kCount numbers to number `at` on, which is a multiple of kCount, as `to.data` is of 16 bytes.
+template <unsigned kCount>
+KVCAL_HOST_DEVICE void write_numbers(const PagesView& to, std::int64_t at, const LaneNumbers<kCount>& x) {
+  if (to.type == KVCAL_FLOAT32) {
     constexpr unsigned kAtOnce = kCount < 4 ? kCount : 4;
     KVCAL_UNROLL
     for (unsigned first = 0; first < kCount; first += kAtOnce) {
       Chunk<4 * kAtOnce> chunk;
       KVCAL_UNROLL
-      for (unsigned i = 0; i < kAtOnce; ++i) chunk.word[i] = float_bits(half_to_float(half(first + i)));
+      for (unsigned i = 0; i < kAtOnce; ++i) chunk.word[i] = float_bits(x.x[first + i]);
       store_chunk(chunk, static_cast<float*>(to.data) + at + first);
     }
+    return;
   }
+  const auto narrow = [&](float number) {
+    return std::uint32_t{to.type == KVCAL_FLOAT16 ? saturated_half(number) : float_to_bfloat16(number)};
+  };
+  Chunk<2 * kCount> chunk;
+  KVCAL_UNROLL
+  for (unsigned i = 0; i < kCount; i += 2) chunk.word[i / 2] = narrow(x.x[i]) | narrow(x.x[i + 1]) << 16;
+  store_chunk(chunk, static_cast<std::uint16_t*>(to.data) + at);
+}
+/// The same of numbers in fp16.
+template <unsigned kCount>
+KVCAL_HOST_DEVICE void write_numbers(const PagesView& to, std::int64_t at, const Chunk<2 * kCount>& halves) {
+  if (to.type == KVCAL_FLOAT16)
+    store_chunk(halves, static_cast<std::uint16_t*>(to.data) + at);
+  else
+    write_numbers<kCount>(to, at, from_halves<kCount>(halves));
 }
 
 /// A tile's rows from the scratch to the page; those from `rows` on as 0.
@@ -137,11 +158,27 @@ KVCAL_WARP_BODY void write_tile(Warp& warp, const PagesView& to, const TileTask&
       const unsigned row = first + lane / kLanesPerRow, channel = lane % kLanesPerRow * kCount;
       Chunk<2 * kCount> chunk{};
       if (row < task.rows) chunk = load_chunk<2 * kCount>(&scratch.rows[row][channel]);
-      const std::int64_t at = task.target * to.page_stride +
-                              (std::int64_t{task.tile} * kTileTokens + row) * to.token_stride +
-                              task.head * to.head_stride + channel;
-      write_numbers<kCount>(to, at, chunk);
+      write_numbers<kCount>(to, place_of(to, task, row, channel), chunk);
     });
+  }
+}
+
+/// The same, each row turned back.
+template <typename Warp, unsigned kDim>
+KVCAL_WARP_BODY void write_turned_tile(Warp& warp, const PagesView& to, const Rotation& rotation,
+                                       const TileTask& task, const ReadScratch<kDim>& scratch) {
+  constexpr unsigned kCount = kDim / kLanes;
+  KVCAL_ROLLED
+  for (unsigned row = 0; row < kTileTokens; ++row) {
+    typename Warp::template PerLane<LaneNumbers<kCount>> x;
+    warp.each([&](unsigned lane) {
+      Chunk<2 * kCount> chunk{};
+      if (row < task.rows) chunk = load_chunk<2 * kCount>(&scratch.rows[row][lane * kCount]);
+      x[lane] = from_halves<kCount>(chunk);
+    });
+    turn_row<Warp, kCount>(warp, rotation, x);
+    warp.each(
+        [&](unsigned lane) { write_numbers<kCount>(to, place_of(to, task, row, lane * kCount), x[lane]); });
   }
 }
 
@@ -263,7 +300,10 @@ KVCAL_WARP_BODY void dequantise_values(Warp& warp, const DequantiseArguments& a,
     return RowChannel{slot_index(slot) / kStripChannels - first,  // wraps around for an earlier tile's
                       i / slots * kStripChannels + slot_index(slot) % kStripChannels};
   });
-  write_tile(warp, a.values, task, scratch);
+  if (a.layer.value_rotation.block > 0)
+    write_turned_tile(warp, a.values, a.layer.value_rotation, task, scratch);
+  else
+    write_tile(warp, a.values, task, scratch);
 }
 
 }  // namespace kvcal::codec

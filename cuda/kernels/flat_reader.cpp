@@ -3,13 +3,14 @@
 #include <bit>
 #include <cstring>
 
+#include "cuda/kernels/rotation.h"
 #include "cuda/kernels/text.h"
 
 namespace kvcal::codec {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the block is read as it lies in memory");
-static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 96);
+static_assert(sizeof(KvcalFlatHeader) == 256 && sizeof(KvcalFlatLayer) == 104);
 
 /// An array that a layer names.
 struct Array {
@@ -42,6 +43,9 @@ class Checker {
     for (const std::uint32_t bits : {layer.key_bits, layer.value_bits})
       if (bits < 2 || bits > 4)
         return text("has codes of ", bits, " bits in layer ", layer.index, "; expected 2, 3 or 4");
+    if (!is_rotation_block(layer.value_rotation_block, layer.value_dim))
+      return text("turns ", layer.value_rotation_block, " channels together in layer ", layer.index,
+                  "; expected a power of two that divides ", layer.value_dim);
     const std::uint64_t key_levels = std::uint64_t{1} << layer.key_bits;
     const std::uint64_t value_levels = std::uint64_t{1} << layer.value_bits;
     const std::uint64_t thresholds = layer.key_outliers > 0 ? 4 * channels : 0;
@@ -81,15 +85,25 @@ std::uint64_t flat_checksum(std::span<const std::byte> bytes) {
   return hash;
 }
 
+std::size_t flat_layer_bytes(std::uint32_t version) {
+  switch (version) {
+    case KVCAL_FLAT_VERSION:
+      return KVCAL_FLAT_LAYER_BYTES;
+    case KVCAL_FLAT_VERSION_MIXED:
+      return KVCAL_FLAT_LAYER_BYTES_MIXED;
+    case KVCAL_FLAT_VERSION_TURNED:
+      return sizeof(KvcalFlatLayer);
+    default:
+      return 0;
+  }
+}
+
 KvcalFlatLayer flat_layer(const std::byte* block, std::uint32_t layer) {
   const auto& header = *reinterpret_cast<const KvcalFlatHeader*>(block);
   const std::byte* from = block + header.layers_offset + std::uint64_t{layer} * header.layer_bytes;
   KvcalFlatLayer flat{};
-  if (header.version == KVCAL_FLAT_VERSION_MIXED) {
-    std::memcpy(&flat, from, sizeof(flat));
-    return flat;
-  }
-  std::memcpy(&flat, from, KVCAL_FLAT_LAYER_BYTES);
+  std::memcpy(&flat, from, flat_layer_bytes(header.version));
+  if (header.version != KVCAL_FLAT_VERSION) return flat;
   flat.key_bits = flat.value_bits = header.bits;
   flat.key_outliers = flat.value_outliers = header.outlier_fraction;
   return flat;
@@ -100,13 +114,13 @@ std::string flat_problem(std::span<const std::byte> block) {
       std::memcmp(block.data(), KVCAL_FLAT_MAGIC, sizeof(KvcalFlatHeader::magic)) != 0)
     return text("is no flat codebook: it does not begin with ", KVCAL_FLAT_MAGIC);
   const auto& header = *reinterpret_cast<const KvcalFlatHeader*>(block.data());
-  const bool mixed = header.version == KVCAL_FLAT_VERSION_MIXED;
-  if (header.version != KVCAL_FLAT_VERSION && !mixed) {
-    return text("is a flat codebook of version ", header.version, "; expected ", KVCAL_FLAT_VERSION, " or ",
-                KVCAL_FLAT_VERSION_MIXED, ": export it again");
+  const std::size_t layer_bytes = flat_layer_bytes(header.version);
+  if (layer_bytes == 0) {
+    return text("is a flat codebook of version ", header.version, "; expected ", KVCAL_FLAT_VERSION, " to ",
+                KVCAL_FLAT_VERSION_TURNED, ": export it again");
   }
-  const std::size_t layer_bytes = mixed ? sizeof(KvcalFlatLayer) : KVCAL_FLAT_LAYER_BYTES;
-  const bool has_bits = mixed ? header.bits == 0 : header.bits >= 2 && header.bits <= 4;
+  const bool has_bits =
+      header.version == KVCAL_FLAT_VERSION ? header.bits >= 2 && header.bits <= 4 : header.bits == 0;
   if (header.file_bytes != block.size())
     return text("is not whole: ", block.size(), " of ", header.file_bytes, " bytes");
   if (header.header_bytes < sizeof(KvcalFlatHeader) || header.header_bytes > block.size() ||

@@ -13,7 +13,10 @@ namespace kvcal::codec {
 /// 64-bit FNV-1a.
 [[nodiscard]] std::uint64_t flat_checksum(std::span<const std::byte> bytes);
 
-/// A layer of a block of either version, with the bits and fractions of its tensors. layer < the header's layers, of a block in
+/// The bytes of a layer that a version has; 0 for one that there is not.
+[[nodiscard]] std::size_t flat_layer_bytes(std::uint32_t version);
+
+/// A layer of a block of any version, with the bits and fractions of its tensors. layer < the header's layers, of a block in
 /// which flat_problem() found nothing wrong.
 [[nodiscard]] KvcalFlatLayer flat_layer(const std::byte* block, std::uint32_t layer);
 

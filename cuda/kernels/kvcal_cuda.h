@@ -14,6 +14,8 @@
  * lane by lane on the CPU, slowly, before the call returns, and such a thing is its status, too.
  * A value's thresholds are always found for each kv head, whatever the codebook was made with: calibrate with
  * --value-scope head.
+ * Values of a codebook that keeps them turned (value_rotation_block of the layout) are turned by kvcal_append() and turned back
+ * by kvcal_dequantise(); an attention that reads records itself turns its output back, once for each query head.
  * A codebook may be used by several threads at once; a page by one call at a time.
  */
 #ifndef KVCAL_CUDA_H
@@ -82,7 +84,7 @@ typedef struct KvcalCache {
   uint64_t pages;
   /* Sinks are no part of the pages: who shares or moves a sequence's first page does the same with its slot. */
   void* key_sinks; /* [device] fp16 [sink_slots][kv_heads][sinks][key_dim], before RoPE; null without sinks */
-  void* value_sinks; /* [device] fp16 [sink_slots][kv_heads][sinks][value_dim] */
+  void* value_sinks; /* [device] fp16 [sink_slots][kv_heads][sinks][value_dim]; turned as all values are */
   uint64_t sink_slots;
   KvcalCounters* counters; /* [device] set to 0 by the engine; several caches may share it */
 } KvcalCache;

@@ -43,8 +43,9 @@
 
 #include <stdint.h>
 
-/* The bytes of a record are those of version 1, whose keys and values had codes of the same bits. */
-#define KVCAL_RECORD_VERSION 2
+/* The bytes of a record are those of version 1, whose keys and values had codes of the same bits, and of version 2, whose
+ * values were never turned. */
+#define KVCAL_RECORD_VERSION 3
 #define KVCAL_RECORD_ALIGNMENT 128
 #define KVCAL_TILE_TOKENS 16
 #define KVCAL_STRIP_CHANNELS 16
@@ -58,6 +59,9 @@ typedef struct KvcalRecordLayout {
   uint32_t page_tokens;          /* 16 or 64 */
   uint32_t key_slots;   /* of a tile of keys: a multiple of 4, at most 64; 0: outliers are not kept */
   uint32_t value_slots; /* of a strip of values: the same */
+  /* Channels of a head's value that a Walsh-Hadamard matrix over the root of its size turns together, sinks too, before
+   * thresholds are found (flat_format.h); 0: none. kvcal_dequantise() turns back. */
+  uint32_t value_rotation_block;
   uint32_t value_codes, value_affines, key_outliers, value_outliers; /* offsets in bytes */
   uint32_t record_bytes;
 } KvcalRecordLayout;

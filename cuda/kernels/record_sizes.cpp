@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cuda/kernels/launch.h"
+#include "cuda/kernels/rotation.h"
 #include "cuda/kernels/text.h"
 
 namespace kvcal::codec {
@@ -31,7 +32,8 @@ struct Named {
 
 std::string make_layout(std::uint32_t key_bits, std::uint32_t value_bits, std::uint32_t key_dim,
                         std::uint32_t value_dim, std::uint32_t page_tokens, std::uint32_t key_slots,
-                        std::uint32_t value_slots, KvcalRecordLayout& layout) {
+                        std::uint32_t value_slots, std::uint32_t value_rotation_block,
+                        KvcalRecordLayout& layout) {
   layout = KvcalRecordLayout{};
   for (const Named& bits : {Named{"key_bits", key_bits}, Named{"value_bits", value_bits}})
     if (bits.number < 2 || bits.number > 4)
@@ -46,6 +48,9 @@ std::string make_layout(std::uint32_t key_bits, std::uint32_t value_bits, std::u
     if (slots.number > KVCAL_MOST_SLOTS || slots.number % 4 != 0)
       return text(slots.name, " is ", slots.number, "; it can be 0 to ", KVCAL_MOST_SLOTS, ", in fours");
   }
+  if (!is_rotation_block(value_rotation_block, value_dim))
+    return text("value_rotation_block is ", value_rotation_block,
+                "; it can be 0, or a power of two that divides ", value_dim);
   layout.version = KVCAL_RECORD_VERSION;
   layout.key_bits = key_bits;
   layout.value_bits = value_bits;
@@ -54,6 +59,7 @@ std::string make_layout(std::uint32_t key_bits, std::uint32_t value_bits, std::u
   layout.page_tokens = page_tokens;
   layout.key_slots = key_slots;
   layout.value_slots = value_slots;
+  layout.value_rotation_block = value_rotation_block;
   layout.value_codes = page_tokens * key_dim * key_bits / 8;
   layout.value_affines = layout.value_codes + page_tokens * value_dim * value_bits / 8;
   layout.key_outliers = layout.value_affines + page_tokens * 4;

@@ -6,9 +6,10 @@
 //   close_codebook(codebook)                     handles are never used again
 //   codebook_info(codebook) -> int[3]            layers, bits, sinks
 //   layer_info(codebook, layer) -> int[5]        index in the model, kv_heads, key_dim, value_dim, window (0: none)
-//   record_layout(codebook, layer, page_tokens, key_slots=None, value_slots=None) -> int[13]
-//       KvcalRecordLayout in its order: version, key_bits, value_bits, key_dim, value_dim, page_tokens, key_slots, value_slots, value_codes,
-//       value_affines, key_outliers, value_outliers, record_bytes. None: slots that hold nearly all outliers.
+//   record_layout(codebook, layer, page_tokens, key_slots=None, value_slots=None) -> int[14]
+//       KvcalRecordLayout in its order: version, key_bits, value_bits, key_dim, value_dim, page_tokens, key_slots, value_slots,
+//       value_rotation_block, value_codes, value_affines, key_outliers, value_outliers, record_bytes. None: slots that hold nearly
+//       all outliers.
 //   append(...), dequantise(...) -> (keys, values), dequantise_into(...)
 //
 // Those above are called once, outside of what is compiled; these three go through torch.compile without a graph break,

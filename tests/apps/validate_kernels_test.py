@@ -65,6 +65,16 @@ def test_the_kernels_give_the_numbers_of_the_cpu_codec(codebook, report):
         assert paged["kld_mean"] > 0 and paged["kld_mean"] != methods[name]["kld_mean"]
 
 
+def test_turned_values_are_the_same_of_both_and_nearly_those_of_rows(tmp_path):
+    turned = calibrated(tmp_path, "--bits", "3,4", "--value-scope", "head", "--value-rotation", "hadamard")
+    methods = by_name(report_of("-c", turned, "--kernels", "--methods", "nuq3,nuq4-1%", seqlen=SEQLEN))
+    for name in ("nuq3", "nuq4-1%"):
+        assert methods[name + "-paged"] | {"name": ""} == methods[name + "-kernels"] | {"name": ""}
+    for layer in range(LAYERS):
+        rows, pages = (methods[name]["layers"][layer]["value"] for name in ("nuq3", "nuq3-paged"))
+        assert pages["mse"] == pytest.approx(rows["mse"], rel=1e-2) and pages["mse"] != rows["mse"]
+
+
 @pytest.mark.parametrize("name", ["nuq3", "nuq4"])
 def test_without_outliers_pages_differ_by_the_rounding_to_fp16(report, name):
     """Rounding is at most 2^-11 of what is read, so that is the most by which the error's root mean square changes, in units of

@@ -56,7 +56,7 @@ TEST(CApiCodebook, WhatIsNotWholeOrNotOursIsRefused) {
   Bytes longer = flat;
   longer.push_back(std::byte{0});
   expect_refused(longer, "not whole");
-  for (const std::uint32_t version : {0U, 3U, UINT32_MAX}) {
+  for (const std::uint32_t version : {0U, 4U, UINT32_MAX}) {
     Bytes other = flat;
     put(other, offsetof(KvcalFlatHeader, version), version);
     expect_refused(other, "version " + std::to_string(version));

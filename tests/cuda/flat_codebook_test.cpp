@@ -72,6 +72,34 @@ TEST(FlatCodebookOf, BitsAndOutliersOfEachTensorStandAtItsLayer) {
   EXPECT_THROW((void)check_flat(damaged), base::InvalidInput);
 }
 
+TEST(FlatCodebookOf, TurnedValuesAreOfAVersionThatOlderReadersRefuse) {
+  FlatCodebook codebook = some_codebook(0.01);
+  for (FlatLayer& layer : codebook.layers) layer.value_dim = 80;
+  codebook.layers[1].value_rotation_block = 16;
+  const std::vector<std::byte> block = flat_bytes(codebook);
+  const KvcalFlatHeader& header = check_flat(block);
+  EXPECT_EQ(header.version, 3U);
+  EXPECT_EQ(header.layer_bytes, 104U);
+  EXPECT_EQ(header.bits, 0U);
+  const KvcalFlatLayer first = flat_layer(block.data(), 0), second = flat_layer(block.data(), 1);
+  EXPECT_EQ(first.value_rotation_block, 0U);
+  EXPECT_EQ(second.value_rotation_block, 16U);
+  EXPECT_EQ(second.value_bits, 2U);
+  EXPECT_EQ(second.value_outliers, 0.01F);
+  EXPECT_EQ(reinterpret_cast<const float*>(block.data() + second.value_levels)[3], 1.75F);
+  // Blocks that no head of 80 channels has.
+  for (const std::uint32_t wrong : {3U, 32U, 80U, 0x80000000U}) {
+    std::vector<std::byte> damaged = block;
+    auto* sealed = reinterpret_cast<KvcalFlatHeader*>(damaged.data());
+    auto* layers = reinterpret_cast<KvcalFlatLayer*>(damaged.data() + header.layers_offset);
+    layers[1].value_rotation_block = wrong;
+    sealed->checksum = flat_checksum(std::span<const std::byte>(damaged).subspan(sealed->header_bytes));
+    EXPECT_THROW((void)check_flat(damaged), base::InvalidInput) << wrong;
+    codebook.layers[1].value_rotation_block = wrong;
+    EXPECT_THROW((void)flat_bytes(codebook), base::InvalidInput) << wrong;
+  }
+}
+
 TEST(FlatCodebookOf, WithoutOutliersThereAreNoThresholds) {
   const std::vector<std::byte> block = flat_bytes(some_codebook(0));
   const auto* layer = reinterpret_cast<const KvcalFlatLayer*>(block.data() + check_flat(block).layers_offset);

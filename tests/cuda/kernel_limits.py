@@ -20,7 +20,7 @@ What is counted, per kernel; all of it static, nothing is run:
   slowest       dequantise: the same, written as the type that costs the most (bf16).
   pick          append_values: one turn of the loop that takes the smallest number of a row; part of per element.
 
-sass.py says which path through a kernel is counted. Nothing is said of how long an instruction waits; blocks per multiprocessor
+Of both rows whose values are not turned (turn_row.h). sass.py says which path through a kernel is counted. Nothing is said of how long an instruction waits; blocks per multiprocessor
 are what registers and shared memory allow.
 
 Exit status: 0 all within limits; 1 not, each is named; 2 a tool is missing or its output is not understood.

@@ -2,6 +2,8 @@
 // is, byte for byte, what the CPU record codec writes, and what it reads back, bit for bit, what that reads.
 #include <gtest/gtest.h>
 
+#include <bit>
+
 #include "cuda/kernels/float16.h"
 #include "cuda/paged_cache.h"
 
@@ -72,6 +74,7 @@ std::string name_of(const testing::TestParamInfo<CacheShape>& info) {
       std::to_string(s.bits) + "bits_" + std::to_string(s.kv_heads) + "x" + std::to_string(s.key_dim);
   if (s.value_dim != s.key_dim) name += "and" + std::to_string(s.value_dim);
   name += "_page" + std::to_string(s.page_tokens) + "_sinks" + std::to_string(s.sinks);
+  if (s.value_rotation_block > 0) name += "_turned" + std::to_string(s.value_rotation_block);
   if (s.value_bits) name += "_values" + std::to_string(*s.value_bits) + "bits";
   if (s.outliers == 0) return name + "_dense";
   name += "_" + std::to_string(static_cast<int>(s.outliers * 1000)) + "permille";
@@ -158,7 +161,22 @@ INSTANTIATE_TEST_SUITE_P(
                    .value_bits = 4,
                    .value_outliers = 0.01},
         CacheShape{.bits = 4, .page_tokens = 64, .outliers = 0.02, .value_bits = 3, .value_outliers = 0},
-        CacheShape{.bits = 3, .key_dim = 64, .value_dim = 256, .page_tokens = 64, .value_bits = 2}),
+        CacheShape{.bits = 3, .key_dim = 64, .value_dim = 256, .page_tokens = 64, .value_bits = 2},
+        // Values turned: within a lane's channels, within some lanes', over a whole head.
+        CacheShape{.bits = 2, .value_rotation_block = 1}, CacheShape{.bits = 4, .value_rotation_block = 2},
+        CacheShape{.bits = 3, .page_tokens = 64, .value_rotation_block = 64},
+        CacheShape{.bits = 3, .key_dim = 128, .value_dim = 128, .sinks = 4, .value_rotation_block = 16},
+        CacheShape{.bits = 4, .kv_heads = 3, .key_dim = 128, .value_dim = 128, .value_rotation_block = 128},
+        CacheShape{.bits = 2, .key_dim = 256, .value_dim = 256, .value_rotation_block = 8},
+        CacheShape{.bits = 3,
+                   .key_dim = 64,
+                   .value_dim = 256,
+                   .page_tokens = 64,
+                   .outliers = 0.05,
+                   .sinks = 16,
+                   .value_slots = 8,
+                   .value_rotation_block = 256},
+        CacheShape{.bits = 4, .outliers = 0, .value_rotation_block = 64}),
     name_of);
 
 TEST(KernelsOf, TheDeviceThatTestsAskForIsThere) {
@@ -196,6 +214,37 @@ TEST(KernelsOf, WhatIsNotFiniteOrTooLargeIsCountedAndStored) {
   expect_counters(cache.counters(), {expected});
   EXPECT_EQ(cache.counters().not_finite, 3U + 1 + 64);
   EXPECT_EQ(cache.counters().saturated, 2U);
+}
+
+TEST(KernelsOf, WhatIsNotFiniteSpoilsNoTurnedBlock) {
+  const CacheShape shape{.bits = 4, .value_rotation_block = 64};
+  PagedCache cache(shape, 1, 2);
+  NewTokens tokens = some_tokens(shape, 20, 5);
+  tokens.values[0] = INFINITY;  // a sink
+  tokens.values[9 * 128 + 1] = std::nanf("");
+  std::fill_n(tokens.values.begin() + 12 * 128, 64, 60000.0F);  // 60000 * sqrt(64), then zeros
+  ASSERT_EQ(cache.append({tokens}), KVCAL_OK) << kvcal_last_error();
+  const RecordPages expected = expected_pages(cache, tokens);
+  expect_records(cache, 0, expected);
+  expect_counters(cache.counters(), {expected});
+  EXPECT_EQ(cache.counters().not_finite, 2U);
+  EXPECT_EQ(cache.counters().saturated, 1U);
+}
+
+TEST(KernelsOf, TurnedValuesComeBackAsTheyWere) {
+  // A head of one number in each block: turned, it lies on all channels, and no code is far off.
+  const CacheShape shape{.bits = 4, .key_dim = 128, .value_dim = 128, .value_rotation_block = 16};
+  PagedCache cache(shape, 1, 2);
+  NewTokens tokens = some_tokens(shape, 20, 5);
+  for (std::size_t i = 0; i < tokens.values.size(); ++i) tokens.values[i] = i % 16 == 5 ? 4.0F : 0.0F;
+  ASSERT_EQ(cache.append({tokens}), KVCAL_OK) << kvcal_last_error();
+  // In the sink's fp16 a column of the matrix times 4 / sqrt(16).
+  const std::vector<std::uint16_t> sinks = cache.sinks(0, false);
+  for (unsigned c = 0; c < 128; ++c)
+    EXPECT_EQ(half_to_float(sinks[c]), std::popcount(c & 5U) % 2 == 0 ? 1.0F : -1.0F) << c;
+  const NewTokens read = cache.read(0, KVCAL_FLOAT32);
+  for (std::size_t i = 0; i < read.values.size(); ++i)
+    EXPECT_NEAR(read.values[i], tokens.values[i], i < 256 ? 0 : 0.5F) << i;
 }
 
 TEST(KernelsOf, ASequenceCanBeCutBackAndGoOn) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <random>
 
+#include "cuda/hadamard.h"
 #include "cuda/row_codec.h"
 
 namespace kvcal::codec {
@@ -153,6 +154,23 @@ TEST_P(RecordCodec, TakesWholePagesAndTheSinksThereAre) {
   EXPECT_EQ(pages.pages(), count);
   EXPECT_EQ(pages.bytes(), count * shape_.kv_heads * layout().record_bytes +
                                std::min(shape_.sinks, shape_.tokens) * 2 * (key_channels_ + value_channels_));
+}
+
+TEST_P(RecordCodec, StoresTurnedValuesAsItStoresWhatTheyBecome) {
+  KvcalRecordLayout turning = layout();
+  turning.value_rotation_block = 32;
+  std::vector<float> turned = values_;
+  turn_hadamard(turned, 32);
+  const RecordPages pages = encode_records(keys_, values_, layer(), turning),
+                    expected = encode_records(keys_, turned, layer(), layout());
+  EXPECT_EQ(pages.records, expected.records);
+  EXPECT_EQ(pages.value_sinks, expected.value_sinks);
+  EXPECT_EQ(pages.key_sinks, expected.key_sinks);
+  std::vector<float> keys(keys_.size()), values(values_.size()), back = values;
+  decode_records(pages, layer(), keys, values);
+  decode_records(expected, layer(), keys, back);
+  turn_hadamard(back, 32);
+  EXPECT_EQ(values, back);
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -131,21 +131,47 @@ def reachable(blocks, start=0):
     return seen
 
 
-def loops_of(blocks):
-    """{header: blocks of its natural loop}."""
+def before_of(blocks):
     nodes = sorted(reachable(blocks))
-    before = {i: [j for j in nodes if i in blocks[j].next] for i in nodes}
-    everything = set(nodes)
-    dominators = {i: everything for i in nodes} | {0: {0}}
+    return {i: [j for j in nodes if i in blocks[j].next] for i in nodes}
+
+
+def dominators_of(blocks):
+    """{block: those that every way to it passes, itself too}."""
+    before = before_of(blocks)
+    everything = set(before)
+    dominators = {i: everything for i in before} | {0: {0}}
     changed = True
     while changed:
         changed = False
-        for i in nodes[1:]:
+        for i in list(before)[1:]:
             new = {i} | set.intersection(*(dominators[j] for j in before[i]))
             if new != dominators[i]:
                 dominators[i], changed = new, True
+    return dominators
+
+
+EXCHANGES = r"SHFL\.BFLY"
+
+
+def turned_blocks(blocks, ends):
+    """The blocks that nothing but rows of turned values passes: turn_row() is known by its exchanges, the branch into it is the
+    outermost one that leads to none of `ends`, which other rows pass."""
+    dominators = dominators_of(blocks)
+    turned = set()
+    for exchange in (i for i in dominators if blocks[i].has(EXCHANGES)):
+        entries = [i for i in dominators[exchange] if not any(i in dominators[end] for end in ends)]
+        if entries:
+            entry = min(entries, key=lambda i: len(dominators[i]))
+            turned |= {i for i in dominators if entry in dominators[i]}
+    return turned
+
+
+def loops_of(blocks):
+    """{header: blocks of its natural loop}."""
+    before, dominators = before_of(blocks), dominators_of(blocks)
     loops = {}
-    for i in nodes:
+    for i in before:
         for header in blocks[i].next:
             if header in dominators[i]:
                 body, waiting = loops.setdefault(header, {header}), [i]
@@ -199,9 +225,10 @@ def path(blocks, body, first, lasts, marked, longest=False):
 
 
 def turn(blocks, loops, header, marks, longest=False):
-    """A turn of a loop: (instructions, blocks). marks: patterns of opcodes; only blocks of no loop further in are marked."""
-    body = loops[header]
-    lasts = {i for i in body if header in blocks[i].next}
+    """A turn of a loop, of a row that is not turned: (instructions, blocks). marks: patterns of opcodes; only blocks of no loop
+    further in are marked."""
+    lasts = {i for i in loops[header] if header in blocks[i].next}
+    body = loops[header] - turned_blocks(blocks, lasts)
     marked = {i for i in body if innermost(loops, i) == header and any(blocks[i].has(mark) for mark in marks)}
     _, instructions, passed = path(blocks, body, header, lasts, marked, longest)
     return instructions, passed
@@ -274,9 +301,11 @@ def pick_of(blocks, loops, header):
 
 def measure_dequantise(blocks, dim):
     loops = loops_of(blocks)
-    body = reachable(blocks)
-    exits = {i for i in body if blocks[i].instructions[-1].opcode == "EXIT"}
+    exits = {i for i in reachable(blocks) if blocks[i].instructions[-1].opcode == "EXIT"}
     writes, decodes = r"LDS\.128", r"FMUL"
+    exchanging = {i for loop in loops.values() if any(blocks[i].has(EXCHANGES) for i in loop) for i in loop}
+    body = reachable(blocks)
+    body -= turned_blocks(blocks, {i for i in body if blocks[i].has(writes) and i not in exchanging})
     marked = {i for i in body if blocks[i].has(writes) or blocks[i].has(decodes)}
     _, instructions, passed = path(blocks, body, 0, exits, marked)
     multiplied = count(blocks, passed, decodes)

@@ -27,6 +27,7 @@ struct CacheShape {
   // Of values, where they are others than keys'.
   std::optional<int> value_bits = {};
   std::optional<double> value_outliers = {};
+  unsigned value_rotation_block = 0;
 };
 
 /// Levels that are no straight line, from -1 to 1, with Q-Norm.
@@ -74,6 +75,7 @@ inline TestCodebook make_codebook(const CacheShape& shape) {
   flat.key = some_datatype(shape.bits, 0.3F);
   flat.value = some_datatype(shape.value_bits.value_or(shape.bits), 0.5F);
   flat.value_outliers = shape.value_outliers;
+  flat.value_rotation_block = shape.value_rotation_block;
   FlatCodebook codebook;
   codebook.sinks = shape.sinks;
   codebook.outlier_fraction = shape.outliers;

@@ -43,7 +43,7 @@ def both(**shape):
 def expect_the_same(a, b):
     for x, y in zip((*a.state()[1:], *a.read(), *a.read(dtype=torch.bfloat16)), (*b.state()[1:], *b.read(), *b.read(dtype=torch.bfloat16))):
         assert y.is_cuda and torch.equal(x, y.cpu())
-    used = a.layout[11] + DIM // 16 * a.layout[7] * 4  # behind value_outliers nothing is written
+    used = a.layout[12] + DIM // 16 * a.layout[7] * 4  # behind value_outliers nothing is written
     pages = torch.cat([a.pages[i, :-(-int(a.lengths[i]) // PAGE)] for i in range(len(a.lengths))]).long()
     assert torch.equal(a.records[pages, :, :used], b.records.cpu()[pages, :, :used])
 

@@ -167,7 +167,7 @@ def test_a_codebook_says_what_it_is(cache):
     assert ops.codebook_info(cache.codebook) == [1, 4, 1]
     assert ops.layer_info(cache.codebook, 0) == [3, HEADS, DIM, DIM, 0]
     codes = PAGE * DIM // 2
-    assert ops.record_layout(cache.codebook, 0, PAGE) == [2, 4, 4, DIM, DIM, PAGE, 0, 0, codes, 2 * codes, 2 * codes + 64,
+    assert ops.record_layout(cache.codebook, 0, PAGE) == [3, 4, 4, DIM, DIM, PAGE, 0, 0, 0, codes, 2 * codes, 2 * codes + 64,
                                                           2 * codes + 64, 1152]
     assert ops.record_layout(cache.codebook, 0, 64, 8, 12)[5:8] == [64, 8, 12]
 
@@ -354,7 +354,7 @@ def test_a_block_that_is_no_codebook_is_refused():
     good, damaged, cpu = flat_codebook(), flat_codebook(), torch.device("cpu")
     damaged[-70] ^= 1
     for flat, message in (
-            (good[:0], "flat is null"), (good[:100], "is no flat codebook"), (flat_codebook(version=3), "version 3; expected 1 or 2"),
+            (good[:0], "flat is null"), (good[:100], "is no flat codebook"), (flat_codebook(version=4), "version 4; expected 1 to 3"),
             (damaged, "checksum"), (good[:-1], "is not whole"), (good.int(), "flat is of Int"), (good[None], "flat is of shape"),
             (good[::2], "flat is not contiguous")):
         with pytest.raises(ValueError, match=message):
@@ -381,7 +381,7 @@ def test_a_layout_that_there_is_not(cache, arguments, message):
         ops.record_layout(cache.codebook, *arguments)
 
 
-@pytest.mark.parametrize("change,message", [(lambda x: x[:-1], "layout has 12 numbers; expected the 13"),
+@pytest.mark.parametrize("change,message", [(lambda x: x[:-1], "layout has 13 numbers; expected the 14"),
                                             (lambda x: [1, *x[1:]], "not what record_layout"),
                                             (lambda x: [*x[:5], 1 << 30, *x[6:]], "page_tokens is 1073741824"),
                                             (lambda x: [*x[:-1], 1280], "not what record_layout")])

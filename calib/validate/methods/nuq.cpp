@@ -102,11 +102,12 @@ class Nuq final : public CacheMethod {
     const TensorFit fit = find(layer, tensor);
     std::unique_ptr<TensorStorage> storage = plain_storage(tensor, fit);
     const auto block = static_cast<std::size_t>(fit.tensor.rotation_block);
-    return block > 0 ? turned_storage(std::move(storage), block) : std::move(storage);
+    // Records turn what they hold by themselves.
+    return block > 0 && !name_.coder ? turned_storage(std::move(storage), block) : std::move(storage);
   }
 
  private:
-  // Of the tensor as the codebook's statistics are of it: turned, perhaps.
+  // Of the tensor as the codebook's statistics are of it, turned perhaps; records are of it as it is.
   [[nodiscard]] std::unique_ptr<TensorStorage> plain_storage(const formats::CachedTensor& tensor,
                                                              const TensorFit& fit) const {
     const formats::CalibrationInfo& calibration = codebook_.calibration;
@@ -125,8 +126,9 @@ class Nuq final : public CacheMethod {
   [[nodiscard]] std::unique_ptr<TensorStorage> record_storage(const formats::CachedTensor& tensor,
                                                               const TensorFit& fit,
                                                               const codec::Datatype& datatype) const {
-    const RecordOptions options =
+    RecordOptions options =
         record_options(tensor, *name_.coder, datatype, fit.outliers.fraction, codebook_.calibration.sinks);
+    options.value_rotation_block = fit.tensor.rotation_block;
     if (tensor.thresholds == formats::ThresholdScope::channel)
       return key_record_storage(options, key_normaliser(fit.outliers, fit.datatype));
     return value_record_storage(options);

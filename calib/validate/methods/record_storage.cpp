@@ -14,9 +14,10 @@ namespace {
 
 KvcalRecordLayout layout_of(const RecordOptions& options) {
   const auto dim = static_cast<std::uint32_t>(options.dim);
-  return codec::make_record_layout(options.datatype.bits, dim, dim, kPageTokens,
+  return codec::make_record_layout(options.datatype.bits, options.datatype.bits, dim, dim, kPageTokens,
                                    codec::default_key_slots(options.outliers, dim),
-                                   codec::default_value_slots(options.outliers, dim, kPageTokens));
+                                   codec::default_value_slots(options.outliers, dim, kPageTokens),
+                                   options.value_rotation_block);
 }
 
 /// Keys or values of a layer in pages of their own; the other half of each record is not used and not counted.

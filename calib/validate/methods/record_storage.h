@@ -2,6 +2,7 @@
 // pages keep, with slots for outliers and values' scales by head; by the CPU codec, or by the kernels themselves.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "calib/validate/cache_method.h"
@@ -21,6 +22,8 @@ struct RecordOptions {
   std::size_t heads = 0, dim = 0;
   double outliers = 0;    ///< share of the numbers that are kept apart, slots permitting
   std::size_t sinks = 0;  ///< first tokens of a sequence, kept in fp16
+  /// Channels of a head's value that are turned together (cuda/hadamard.h); 0: none.
+  std::int64_t value_rotation_block = 0;
 };
 
 /// Why records have no place for a tensor, "" where they have: the head dimension, or the number of sinks.
