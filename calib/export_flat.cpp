@@ -41,7 +41,6 @@ class Choices {
 };
 
 codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const Choices& choices) {
-  formats::refuse_rotation(layer, "the flat format");
   if (!layer.has_kv_heads()) {
     throw InvalidInput(concat("layer ", layer.index,
                               " caches other tensors than keys and values of the same heads, ",
@@ -65,6 +64,7 @@ codec::FlatLayer flat_layer(const formats::LayerCodebook& layer, const Choices& 
   flat.value = codec_datatype(*value.datatype, value_choice.qnorm);
   flat.key_outliers = key_choice.fraction;
   flat.value_outliers = value_choice.fraction;
+  flat.value_rotation_block = static_cast<std::uint32_t>(layer.value().rotation_block);
   return flat;
 }
 
@@ -110,14 +110,17 @@ formats::ExportReport write(const formats::ExportRequest& request) {
   }
   if (flat.layers.empty())
     throw InvalidInput("the recipe keeps every layer as it is; there is nothing to export");
-  base::write_file_atomically(request.out, codec::flat_bytes(flat));
+  const std::vector<std::byte> block = codec::flat_bytes(flat);
+  base::write_file_atomically(request.out, block);
   formats::ExportReport report;
   report.files = {request.out};
   report.serve =
       concat("kvcal_codebook_open(<bytes of ", request.out.string(), ">, ...), see docs/kernels.md");
-  report.needs = concat("cuda/kernels/flat_format.h, version ",
-                        request.datatype ? KVCAL_FLAT_VERSION : KVCAL_FLAT_VERSION_MIXED, "; no library");
+  const std::uint32_t version = codec::check_flat(block).version;
+  report.needs = concat("cuda/kernels/flat_format.h, version ", version, "; no library");
   report.beware = "keys are quantised before RoPE: rotate what is read back, never what is stored";
+  if (version == KVCAL_FLAT_VERSION_TURNED)
+    report.beware += "; values are stored turned: turn them, or attention's output, back";
   report.warnings = kernel_warnings(flat);
   if (!kept.empty())
     report.warnings.push_back(

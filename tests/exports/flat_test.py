@@ -22,7 +22,7 @@ int main(int argc, char** argv) {
   FILE* file = fopen(argv[1], "rb");
   if (file == NULL) return 1;
   KvcalFlatHeader h;
-  if (fread(&h, sizeof h, 1, file) != 1 || memcmp(h.magic, KVCAL_FLAT_MAGIC, 8) != 0 || h.version < 1 || h.version > 2) return 1;
+  if (fread(&h, sizeof h, 1, file) != 1 || memcmp(h.magic, KVCAL_FLAT_MAGIC, 8) != 0 || h.version < 1 || h.version > 3) return 1;
   unsigned char* block = malloc(h.file_bytes);
   rewind(file);
   if (block == NULL || fread(block, 1, h.file_bytes, file) != h.file_bytes || fgetc(file) != EOF) return 1;
@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
   for (unsigned i = 0; i < h.layers; ++i) {
     KvcalFlatLayer layer;
     memset(&layer, 0, sizeof layer);
-    memcpy(&layer, block + h.layers_offset + (uint64_t)i * h.layer_bytes, h.version == 1 ? KVCAL_FLAT_LAYER_BYTES : sizeof layer);
+    memcpy(&layer, block + h.layers_offset + (uint64_t)i * h.layer_bytes, h.layer_bytes < sizeof layer ? h.layer_bytes : sizeof layer);
     const unsigned channels = layer.kv_heads * layer.key_dim;
     const unsigned key_levels = 1u << (h.version == 1 ? h.bits : layer.key_bits);
     const unsigned value_levels = 1u << (h.version == 1 ? h.bits : layer.value_bits);

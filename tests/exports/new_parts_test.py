@@ -51,6 +51,27 @@ def test_flat_holds_fitted_ranges_as_the_channels_scales_and_zeros(books, tmp_pa
             np.testing.assert_array_equal(stored, expected)
 
 
+def test_flat_holds_the_block_of_turned_values(books, tmp_path):
+    out = tmp_path / "book.flat"
+    done = export(books, "turned", "flat", out)
+    words = " ".join(done.stdout.split())
+    assert done.returncode == 0 and "flat_format.h, version 3;" in words and "values are stored turned" in words, done
+    data = out.read_bytes()
+    (version,) = struct.unpack_from("<I", data, 8)
+    layers_offset, layers, layer_bytes = struct.unpack_from("<QII", data, 32)
+    assert version == 3 and layer_bytes == 104
+    with h5py.File(books / "turned.h5") as file:
+        assert layers == len(file["layers"])
+        for index in range(layers):
+            at = layers_offset + index * layer_bytes
+            key_bits, value_bits, key_outliers, value_outliers, block = struct.unpack_from("<2I2fI", data, at + 80)
+            assert (key_bits, value_bits, block) == (3, 3, file[f"layers/{index:04d}/value"].attrs["rotation_block"])
+            assert key_outliers == value_outliers == np.float32(0.01)
+            (levels,) = struct.unpack_from("<Q", data, at + 72)
+            np.testing.assert_array_equal(np.frombuffer(data, np.float32, 8, levels),
+                                          file[f"layers/{index:04d}/value/outliers_0.01/nuq3/centroids"][:])
+
+
 def test_safetensors_holds_both(books, tmp_path):
     for name in PARTS:
         out = tmp_path / f"{name}.safetensors"
@@ -89,7 +110,6 @@ int main(void) {
 
 
 @pytest.mark.parametrize("name,target,what", [
-    ("turned", "flat", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the flat format has no place"),
     ("turned", "c-header", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the header has no place"),
     ("turned", "kvquant", "layer 0, value: the codebook is of turned heads (--value-rotation), for which KVQuant's pickle has no place"),
 ])
