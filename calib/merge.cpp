@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
@@ -99,9 +100,12 @@ class Comparison {
     same(other, "--fisher-scale", info.fisher_scale, its.fisher_scale);
     same(other, "--ranges", ranges_of(first_), ranges_of(other));
     for (const Run* run : {&first_, &other}) {
-      if (run->codebook.calibration.samples < 1)
-        throw InvalidInput(
-            concat(run->file.string(), ": its run had no samples; nothing says how it counts"));
+      const CalibrationInfo& counted = run->codebook.calibration;
+      const double first_tokens = static_cast<double>(counted.samples) * std::max(1, counted.sinks);
+      if (counted.samples < 1 || static_cast<double>(counted.tokens) <= first_tokens) {
+        throw InvalidInput(concat(run->file.string(), ": ", counted.samples, " samples of ", counted.tokens,
+                                  " tokens in all leave nothing that its statistics could be of"));
+      }
     }
   }
 
@@ -150,8 +154,8 @@ CalibrationInfo merge_info(const std::vector<Run>& runs) {
   json described = json::array();
   for (const Run& run : runs) {
     const CalibrationInfo& its = run.codebook.calibration;
-    info.samples += its.samples;
-    info.tokens += its.tokens;
+    info.samples = base::checked_add(info.samples, its.samples, "the number of samples");
+    info.tokens = base::checked_add(info.tokens, its.tokens, "the number of tokens");
     info.seqlen = std::max(info.seqlen, its.seqlen);
     for (const formats::TextInfo& text : its.texts) {
       if (std::ranges::find(info.texts, text) == info.texts.end()) info.texts.push_back(text);

@@ -54,7 +54,7 @@ class Mixer {
       for (std::size_t i = 0; i < kLevels; ++i)
         known.push_back(
             {two_sided(formats::kMagnitudeLevels[i]), double{groups[r]->quantiles[row * kLevels + i]}});
-      sketches.emplace_back(runs_[r].tokens * static_cast<std::int64_t>(width), known);
+      sketches.emplace_back(static_cast<double>(runs_[r].tokens) * static_cast<double>(width), known);
     }
     for (const double level : formats::kMagnitudeLevels)
       mixed.quantiles.push_back(static_cast<float>(mixed_quantile(sketches, two_sided(level))));

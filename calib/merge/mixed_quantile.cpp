@@ -30,8 +30,7 @@ double normal_score(double share) {
 
 }  // namespace
 
-QuantileSketch::QuantileSketch(std::int64_t numbers, std::span<const KnownQuantile> known)
-    : numbers_(static_cast<double>(numbers)) {
+QuantileSketch::QuantileSketch(double numbers, std::span<const KnownQuantile> known) : numbers_(numbers) {
   // The least of n numbers stands for the first half of an n-th.
   const double least = 0.5 / numbers_;
   for (const KnownQuantile& quantile : known)

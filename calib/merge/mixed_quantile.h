@@ -1,7 +1,6 @@
 // calib/merge/mixed_quantile.h: a quantile of several samples together, from a few quantiles of each.
 #pragma once
 
-#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -19,7 +18,7 @@ class QuantileSketch {
  public:
   /// numbers: how many the sample has, at least 1. known: by share, ascending, values too; the least and the greatest number of the
   /// sample are its shares 0 and 1.
-  QuantileSketch(std::int64_t numbers, std::span<const KnownQuantile> known);
+  QuantileSketch(double numbers, std::span<const KnownQuantile> known);
 
   [[nodiscard]] double numbers() const { return numbers_; }
   /// The share of the sample at or below x; 0 below, 1 above all that is known.

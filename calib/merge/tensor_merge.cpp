@@ -43,20 +43,37 @@ std::vector<float> mean_shares(const Histograms& histograms, const std::vector<d
   return mean;
 }
 
+std::string datatypes_of(const std::vector<OutlierSet>& sets) {
+  std::string text;
+  for (const OutlierSet& set : sets) {
+    for (const Datatype& datatype : set.datatypes)
+      text += concat(text.empty() ? "" : ", ",
+                     formats::DatatypeChoice{datatype.bits, set.fraction, false}.name());
+  }
+  return text;
+}
+
 // What a tensor's codebook is made of, in words.
 std::string contents_of(const TensorCodebook& codebook) {
   const formats::CachedTensor& tensor = codebook.tensor;
   std::string text = concat(tensor.heads, " heads of ", tensor.dim, ", thresholds by ",
                             formats::threshold_scope_name(tensor.thresholds));
-  for (const OutlierSet& set : codebook.outliers) {
-    for (const Datatype& datatype : set.datatypes)
-      text += concat(", ", formats::DatatypeChoice{datatype.bits, set.fraction, false}.name());
-  }
+  text += ", " + datatypes_of(codebook.outliers);
   if (codebook.rotation_block > 0) text += concat(", turned in blocks of ", codebook.rotation_block);
-  if (!codebook.with_sinks.empty()) text += ", statistics with sinks";
+  if (!codebook.with_sinks.empty()) text += concat(", with sinks ", datatypes_of(codebook.with_sinks));
   if (!codebook.rotated.empty()) text += ", thresholds after RoPE";
   if (codebook.magnitudes) text += ", magnitudes";
+  if (codebook.magnitudes && codebook.magnitudes->rotated) text += ", those after RoPE";
+  if (codebook.magnitudes && codebook.magnitudes->envelope) text += ", those at any position";
   return text;
+}
+
+bool has_histograms(const std::vector<OutlierSet>& sets) {
+  return std::ranges::all_of(sets, [](const OutlierSet& set) {
+    return !set.histogram.empty() && std::ranges::all_of(set.datatypes, [](const Datatype& datatype) {
+      return !datatype.has_ranges() || !datatype.histogram.empty();
+    });
+  });
 }
 
 /// The merging of one tensor.
@@ -142,8 +159,7 @@ class Merger {
     for (std::size_t c = 0; c < channels(); ++c) {
       std::vector<QuantileSketch> sketches;
       for (std::size_t r = 0; r < runs_.size(); ++r)
-        sketches.emplace_back(std::max<std::int64_t>(1, count(samples_[r])),
-                              known_quantiles(runs_[r]->*member, c));
+        sketches.emplace_back(static_cast<double>(count(samples_[r])), known_quantiles(runs_[r]->*member, c));
       set.lower.push_back(static_cast<float>(mixed_quantile(sketches, set.fraction / 2)));
       set.upper.push_back(static_cast<float>(mixed_quantile(sketches, 1 - set.fraction / 2)));
       if (is_storable(normaliser(set.lower.back(), set.upper.back()))) continue;
@@ -352,15 +368,9 @@ std::string merge_obstacle(const TensorCodebook& first, const TensorCodebook& ot
   const std::string contents = contents_of(other), expected = contents_of(first);
   if (contents != expected) return concat("holds ", contents, "; the first codebook holds ", expected);
   for (const TensorCodebook* codebook : {&first, &other}) {
-    for (const OutlierSet& set : codebook->outliers) {
-      const bool lacks_one =
-          set.histogram.empty() || std::ranges::any_of(set.datatypes, [](const Datatype& datatype) {
-            return datatype.has_ranges() && datatype.histogram.empty();
-          });
-      if (lacks_one)
-        return concat(codebook == &first ? "the first codebook " : "",
-                      "has no histograms, as files of schema 1.0; calibrate anew");
-    }
+    if (has_histograms(codebook->outliers) && has_histograms(codebook->with_sinks)) continue;
+    return concat(codebook == &first ? "the first codebook " : "",
+                  "has no histograms, as files of schema 1.0; calibrate anew");
   }
   return "";
 }

@@ -18,10 +18,10 @@ double normal_share(double x) {
 }
 
 constexpr std::array kShares = {0.0, 0.005, 0.05, 0.95, 0.995, 1.0};
-constexpr std::int64_t kNumbers = 100000;
+constexpr double kNumbers = 100000;
 
 // Of a normal sample of so many numbers, as its quantiles are expected to lie.
-QuantileSketch normal_sample(double mean, double deviation, std::int64_t numbers = kNumbers) {
+QuantileSketch normal_sample(double mean, double deviation, double numbers = kNumbers) {
   // Standard normal quantiles (Abramowitz and Stegun 1964, table 26.5), the ends those of half a 100,000th.
   constexpr std::array kScores = {-4.4171734, -2.5758293, -1.6448536, 1.6448536, 2.5758293, 4.4171734};
   std::vector<KnownQuantile> known;
@@ -32,8 +32,8 @@ QuantileSketch normal_sample(double mean, double deviation, std::int64_t numbers
 
 TEST(MixedQuantile, OfNormalSamplesIsThatOfTheirMixture) {
   for (const double weight : {1.0, 3.0}) {
-    const std::vector<QuantileSketch> samples = {
-        normal_sample(0, 1), normal_sample(0.5, 2, static_cast<std::int64_t>(weight * kNumbers))};
+    const std::vector<QuantileSketch> samples = {normal_sample(0, 1),
+                                                 normal_sample(0.5, 2, weight * kNumbers)};
     for (const double share : {0.005, 0.05, 0.95, 0.995}) {
       const double x = mixed_quantile(samples, share);
       const double below = (normal_share(x) + weight * normal_share((x - 0.5) / 2)) / (1 + weight);
@@ -74,7 +74,7 @@ TEST(MixedQuantile, LiesBetweenTheSamplesOwnAndNearTheExactOne) {
       for (const double share : kShares)
         known.push_back(
             {share, sample[static_cast<std::size_t>(share * static_cast<double>(sample.size() - 1))]});
-      sketches.emplace_back(static_cast<std::int64_t>(sample.size()), known);
+      sketches.emplace_back(static_cast<double>(sample.size()), known);
       all.insert(all.end(), sample.begin(), sample.end());
       low = std::min(low, known[4].value), high = std::max(high, known[4].value);
     }

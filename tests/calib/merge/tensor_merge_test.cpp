@@ -153,12 +153,22 @@ TEST(TensorMerge, WhatCantBeMergedSaysWhy) {
   EXPECT_EQ(merge_obstacle(keys(1), keys(2)), "");
   TensorCodebook fewer = keys();
   fewer.outliers[1].datatypes.pop_back();
-  EXPECT_EQ(merge_obstacle(keys(), fewer),
-            "holds 2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%, statistics with sinks, "
-            "thresholds after RoPE, "
-            "magnitudes; the first codebook holds 2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%, "
-            "nuq3-1%, statistics "
-            "with sinks, thresholds after RoPE, magnitudes");
+  const std::string all = "2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%, nuq3-1%",
+                    rest =
+                        ", with sinks nuq2, nuq3, nuq2-1%, nuq3-1%, thresholds after RoPE, magnitudes, those "
+                        "after RoPE, those at "
+                        "any position";
+  EXPECT_EQ(merge_obstacle(keys(), fewer), "holds 2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%" +
+                                               rest + "; the first codebook holds " + all + rest);
+  TensorCodebook unlike = keys();
+  unlike.with_sinks[0].datatypes.pop_back();
+  EXPECT_NE(merge_obstacle(keys(), unlike), "");
+  unlike = keys();
+  unlike.magnitudes->envelope.reset();
+  EXPECT_NE(merge_obstacle(keys(), unlike), "");
+  unlike = keys();
+  unlike.outliers[0].datatypes[0].histogram.clear();
+  EXPECT_NE(merge_obstacle(keys(), unlike), "");
   TensorCodebook turned = values();
   turned.rotation_block = 2;
   EXPECT_NE(merge_obstacle(values(), turned).find("turned in blocks of 2"), std::string::npos);
