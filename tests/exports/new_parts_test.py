@@ -109,8 +109,35 @@ int main(void) {
     assert subprocess.run([*compile_c, "-c", tmp_path / "old.c", "-o", tmp_path / "old.o"], capture_output=True).returncode != 0
 
 
+def test_the_c_header_holds_the_block_of_turned_values(books, tmp_path):
+    """Compiled and printed; code that does not know of turning doesn't compile."""
+    done = export(books, "turned", "c-header", tmp_path / "codebook.h")
+    assert done.returncode == 0
+    (tmp_path / "print.c").write_text("""#include <stdio.h>
+#include "codebook.h"
+int main(void) {
+  for (int layer = 0; layer < KVCAL_NUM_LAYERS; ++layer) {
+    const struct kvcal_layer *l = &kvcal_layers[layer];
+    printf("%d\\n", l->value_rotation_block);
+    for (int k = 0; k < KVCAL_CENTROIDS; ++k) printf("%.9g %.9g\\n", l->turned_value_centroids[k], l->turned_value_levels[k]);
+  }
+  return KVCAL_VALUES_TURNED == 1 ? 0 : 1;
+}
+""")
+    compile_c = ["gcc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+    subprocess.run([*compile_c, tmp_path / "print.c", "-o", tmp_path / "print"], check=True)
+    printed = np.array(subprocess.run([tmp_path / "print"], check=True, capture_output=True, text=True).stdout.split(), np.float32)
+    expected = []
+    with h5py.File(books / "turned.h5") as file:
+        for layer in file["layers"].values():
+            centroids = layer["value/outliers_0.01/nuq3/centroids"][:]
+            expected += [layer["value"].attrs["rotation_block"], *np.repeat(centroids, 2)]
+    np.testing.assert_array_equal(printed, np.array(expected, np.float32))
+    (tmp_path / "old.c").write_text('#include "codebook.h"\nint main(void) { return kvcal_layers[0].value_levels == 0; }\n')
+    assert subprocess.run([*compile_c, "-c", tmp_path / "old.c", "-o", tmp_path / "old.o"], capture_output=True).returncode != 0
+
+
 @pytest.mark.parametrize("name,target,what", [
-    ("turned", "c-header", "layer 0, value: the codebook is of turned heads (--value-rotation), for which the header has no place"),
     ("turned", "kvquant", "layer 0, value: the codebook is of turned heads (--value-rotation), for which KVQuant's pickle has no place"),
 ])
 def test_what_cannot_carry_a_part_refuses_it_by_name(books, tmp_path, name, target, what):

@@ -66,7 +66,6 @@ std::vector<LayerTables> tables_of(const Codebook& codebook, const DatatypeChoic
       throw InvalidInput(concat("layer ", layer.index, ": caches other tensors than keys and values of the ",
                                 "same heads, for which the header has no tables"));
     }
-    refuse_rotation(layer, "the header");
     tables.push_back({&layer, require_datatype(layer.index, layer.key(), choice),
                       require_datatype(layer.index, layer.value(), choice)});
   }
@@ -97,7 +96,9 @@ class Header {
         choice_(choice),
         tables_(tables_of(codebook, choice)),
         has_ranges_(std::ranges::any_of(
-            tables_, [](const LayerTables& tables) { return tables.key.datatype->has_ranges(); })) {}
+            tables_, [](const LayerTables& tables) { return tables.key.datatype->has_ranges(); })),
+        has_turned_(std::ranges::any_of(
+            tables_, [](const LayerTables& tables) { return tables.layer->value().rotation_block > 0; })) {}
 
   std::string text() {
     text_ =
@@ -141,6 +142,8 @@ class Header {
         "/* Ranges of keys are key_scale and key_zero (1), or half the distance of thresholds and their "
         "middle (0). */\n";
     define("KEY_RANGES", has_ranges_ ? "1" : "0");
+    text_ += "/* Values are turned before all else (1), as value_rotation_block says, or not (0). */\n";
+    define("VALUES_TURNED", has_turned_ ? "1" : "0");
     define("SINKS", std::to_string(codebook_.calibration.sinks));
     text_ += "/* Thresholds of values are found in each token: over all its heads (0), or in each (1). */\n";
     define("VALUES_BY_HEAD", codebook_.calibration.value_scope == "head" ? "1" : "0");
@@ -165,18 +168,26 @@ class Header {
         "NULL. */\n"
         "struct kvcal_layer {\n"
         "  int kv_heads, key_dim, value_dim; /* dims per head */\n";
-    // Under other names where they say less: what takes them for ranges doesn't compile.
+    if (has_turned_) {
+      text_ +=
+          "  int value_rotation_block; /* channels of a head that a Walsh-Hadamard matrix over the root of "
+          "its "
+          "size turns together; 0: none */\n";
+    }
+    // Under other names where they say less: what takes them for ranges doesn't compile. So of values that are turned.
     text_ += has_ranges_ ? "  const float *key_outlier_below, *key_outlier_above; /* [kv_heads * key_dim], "
                            "before RoPE */\n"
                            "  const float *key_scale, *key_zero; /* [kv_heads * key_dim]: level * scale + "
                            "zero, both rounded to "
                            "fp16 */\n"
                          : "  const float *key_lower, *key_upper; /* [kv_heads * key_dim], before RoPE */\n";
-    text_ +=
-        "  const float *key_centroids, *value_centroids; /* [KVCAL_CENTROIDS], ascending: the nearest gives "
-        "the code */\n"
-        "  const float *key_levels, *value_levels; /* [KVCAL_CENTROIDS]: what a code comes back as */\n"
-        "};\n\n";
+    const char* turned = has_turned_ ? "turned_" : "";
+    text_ += concat("  const float *key_centroids, *", turned,
+                    "value_centroids; /* [KVCAL_CENTROIDS], ascending: the nearest gives the code */\n"
+                    "  const float *key_levels, *",
+                    turned,
+                    "value_levels; /* [KVCAL_CENTROIDS]: what a code comes back as */\n"
+                    "};\n\n");
   }
 
   void add_array(const LayerTables& tables, const char* name, const std::vector<float>& numbers) {
@@ -221,11 +232,12 @@ class Header {
     const LayerCodebook& layer = *tables.layer;
     const std::string prefix = concat("kvcal_", layer.index, "_");
     const char* levels = choice_.qnorm ? "levels" : "centroids";
-    text_ += concat("  {", layer.key().tensor.heads, ", ", layer.key().tensor.dim, ", ",
-                    layer.value().tensor.dim, ", ", prefix, "key_lower, ", prefix, "key_upper,\n   ",
-                    has_ranges_ ? concat(prefix, "key_scale, ", prefix, "key_zero, ") : "", prefix,
-                    "key_centroids, ", prefix, "value_centroids, ", prefix, "key_", levels, ", ", prefix,
-                    "value_", levels, "},\n");
+    text_ += concat(
+        "  {", layer.key().tensor.heads, ", ", layer.key().tensor.dim, ", ", layer.value().tensor.dim, ", ",
+        has_turned_ ? concat(layer.value().rotation_block, ", ") : "", prefix, "key_lower, ", prefix,
+        "key_upper,\n   ", has_ranges_ ? concat(prefix, "key_scale, ", prefix, "key_zero, ") : "", prefix,
+        "key_centroids, ", prefix, "value_centroids, ", prefix, "key_", levels, ", ", prefix, "value_",
+        levels, "},\n");
   }
 
   void add_table() {
@@ -235,8 +247,8 @@ class Header {
       if (next != tables_.end() && next->layer->index == i) {
         add_entry(*next++);
       } else {
-        text_ += concat("  {0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL", has_ranges_ ? ", NULL, NULL" : "",
-                        "},\n");
+        text_ += concat("  {0, 0, 0, ", has_turned_ ? "0, " : "", "NULL, NULL, NULL, NULL, NULL, NULL",
+                        has_ranges_ ? ", NULL, NULL" : "", "},\n");
       }
     }
     text_ += "};\n";
@@ -245,7 +257,7 @@ class Header {
   const Codebook& codebook_;
   const DatatypeChoice& choice_;
   std::vector<LayerTables> tables_;
-  bool has_ranges_;
+  bool has_ranges_, has_turned_;
   std::string text_;
 };
 
