@@ -1,4 +1,4 @@
-"""kvcal.calibrate, validate and export: the program's options as keywords, its errors as exceptions, its progress as calls."""
+"""kvcal.calibrate, validate, allocate, merge and export: the program's options as keywords, its errors as exceptions, its progress as calls."""
 import inspect
 import os
 import pathlib
@@ -19,7 +19,7 @@ SOURCE = pathlib.Path(os.environ.get("KVCAL_SOURCE_DIR", pathlib.Path(__file__).
 MODEL, DEMO = SOURCE / "data" / "model", SOURCE / "data" / "demo"
 SMALL = dict(samples=2, seqlen=64, bits=3, outliers=0)
 # Of the program alone: what it says, and where.
-LEFT_OUT = {"help", "json", "quiet", "verbose", "progress"}
+LEFT_OUT = {"help", "json", "quiet", "verbose", "progress", "all"}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -27,12 +27,13 @@ def help_of(command):
     return subprocess.run([program.path(), command, "--help"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("command", ["calibrate", "validate"])
+@pytest.mark.parametrize("command", ["calibrate", "validate", "allocate", "merge"])
 def test_every_option_of_the_program_is_a_keyword_and_nothing_else(command):
     help_text = help_of(command)
     options = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", help_text)}
     listed = {name for line in help_text.splitlines() if re.match(r"  -", line) for name in re.findall(r"--([a-z][a-z-]+)", line)}
-    keywords = set(inspect.signature(getattr(commands, command)).parameters) - {"progress"}
+    positional = {"allocate": {"codebook"}, "merge": {"codebooks"}}.get(command, set())
+    keywords = set(inspect.signature(getattr(commands, command)).parameters) - {"progress"} - positional
     assert keywords <= options, keywords - options
     aliases = {"num-calibration-samples", "max-seq-length", "no-parse-special"}
     assert {name.replace("-", "_") for name in listed - aliases} - LEFT_OUT <= keywords
@@ -55,6 +56,28 @@ def test_progress_is_told_and_options_arrive(tmp_path):
     assert [method["name"] for method in report["methods"]] == ["fp", "nuq3", "int3"]
     exported = kvcal.export(tmp_path / "a.h5", "safetensors", out=tmp_path / "a.safetensors")
     assert exported["files"] == [str(tmp_path / "a.safetensors")] and (tmp_path / "a.safetensors").exists()
+
+
+def test_codebooks_are_merged_and_bits_allocated(tmp_path):
+    """For Python callers as for the program: what comes back is what --json is, and warnings are Python's."""
+    for name, seed in (("a", 0), ("b", 3)):
+        kvcal.calibrate(MODEL, DEMO / "calibrate.txt", out=tmp_path / f"{name}.h5", samples=2, seqlen=64, bits=[2, 3], seed=seed)
+    merged = kvcal.merge([tmp_path / "a.h5", tmp_path / "b.h5"], out=tmp_path / "ab.h5")
+    codebook = kvcal.Codebook(tmp_path / "ab.h5")
+    assert merged["content_sha256"] == codebook.content_sha256 and codebook.calibration.samples == 4
+    with pytest.raises(kvcal.Error, match="--overwrite"):
+        kvcal.merge([tmp_path / "a.h5", tmp_path / "b.h5"], out=tmp_path / "ab.h5")
+    (tmp_path / "copy.h5").write_bytes((tmp_path / "a.h5").read_bytes())
+    with pytest.warns(UserWarning, match="same tokens"):
+        kvcal.merge([tmp_path / "a.h5", tmp_path / "copy.h5"], out=tmp_path / "ab.h5", overwrite=True)
+    chosen = kvcal.allocate(tmp_path / "a.h5", bits_per_value=2.75, out=tmp_path / "r.h5")
+    assert chosen["bits_per_value"] <= 2.75 and chosen["source"] == "estimated"
+    seen = []
+    measured = kvcal.allocate(tmp_path / "a.h5", bytes_at=("4K", "2MB"), model=MODEL, text=DEMO / "validate.txt", windows=1, seqlen=64,
+                              progress=seen.append)
+    assert measured["source"] == "measured" and measured["bytes"] <= 2 * 2**20 and seen
+    report = kvcal.validate(MODEL, tmp_path / "r.h5", DEMO / "validate.txt", methods="recipe", windows=1, seqlen=64)
+    assert [method["name"] for method in report["methods"]] == ["fp", "recipe"]
 
 
 def test_a_dry_run_gives_the_plan_and_writes_nothing(tmp_path):

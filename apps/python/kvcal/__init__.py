@@ -22,7 +22,7 @@ from .errors import Error, UsageError
 if TYPE_CHECKING:
     from ._core import Calibration, Codebook, Datatype, Layer, Magnitudes, Model, OutlierSet, Tensor, __version__
     from .cache import KvcalCache
-    from .commands import calibrate, export, validate
+    from .commands import allocate, calibrate, export, merge, validate
     from .program import Progress
     from .solver import KmeansResult, kmeans
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "._core": ("Calibration", "Codebook", "Datatype", "Layer", "Magnitudes", "Model", "OutlierSet", "Tensor", "__version__"),
     ".cache": ("KvcalCache",),
-    ".commands": ("calibrate", "export", "validate"),
+    ".commands": ("allocate", "calibrate", "export", "merge", "validate"),
     ".program": ("Progress",),
     ".solver": ("KmeansResult", "kmeans"),
 }
@@ -38,7 +38,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Calibration", "Codebook", "Datatype", "Error", "KmeansResult", "KvcalCache", "Layer", "Magnitudes", "Model", "OutlierSet", "Progress",
-    "Tensor", "UsageError", "calibrate", "export", "kmeans", "validate",
+    "Tensor", "UsageError", "allocate", "calibrate", "export", "kmeans", "merge", "validate",
 ]
 
 

@@ -18,9 +18,11 @@ from typing import Any
 from .errors import Error, UsageError
 
 _PREFIX = "kvcal: error: "
+_WARNING = "kvcal: warning: "
 _WRONG_USAGE, _LIMIT_NOT_MET = 2, 3
 # Flags that say something when they are False.
 _HAVE_A_NO = ("parse_special",)
+_HAVE_WORDS = ("text", "bytes_at")
 _log = logging.getLogger("kvcal")
 
 
@@ -46,7 +48,8 @@ def main() -> None:
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
-    """Keywords as the program's options: None is left out, True is a flag, a sequence a list with commas; texts are words of their own."""
+    """Keywords as the program's options: None is left out, True is a flag, a sequence a list with commas; texts, and what else a comma may be
+    part of, are words of their own."""
     words: list[str] = []
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
@@ -56,7 +59,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
             words.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, (list, tuple)):
             items = [str(os.fspath(item) if isinstance(item, os.PathLike) else item) for item in value]
-            words += [option, *items] if name == "text" else [f"{option}={','.join(items)}"]
+            words += [option, *items] if name in _HAVE_WORDS else [f"{option}={','.join(items)}"]
         else:
             words.append(f"{option}={os.fspath(value) if isinstance(value, os.PathLike) else value}")
     return words
@@ -70,7 +73,7 @@ def run(command: str, options: Mapping[str, Any], progress: Callable[[Progress],
     program is told, and has ended, before the exception goes on: what it keeps to go on with is whole.
     """
     words = [os.fspath(path()), command, *positional, *arguments(options), "--json", "-"]
-    shows_progress = command in ("calibrate", "validate")
+    shows_progress = command in ("allocate", "calibrate", "validate")
     if shows_progress:
         words += ["--progress", "json"]
     # In a session of its own: a Ctrl-C of the terminal reaches it once, through us.
@@ -100,6 +103,9 @@ def _follow(stream: Iterable[bytes], progress: Callable[[Progress], object] | No
     stage = Progress("", 0, None, "")
     for raw in stream:
         line = raw.decode(errors="replace").rstrip("\n")
+        if line.startswith(_WARNING):
+            warnings.warn(line.removeprefix(_WARNING), stacklevel=4)
+            continue
         if not line.startswith('{"event"'):
             others.append(line)
             continue
