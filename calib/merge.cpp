@@ -26,6 +26,12 @@ using nlohmann::json;
 
 constexpr const char* kRuns = "merged";  // of the options: what each run was
 
+// A field of a file's JSON, which may hold anything.
+std::string text_field(const json& object, const char* name, const std::string& otherwise) {
+  const auto found = object.is_object() ? object.find(name) : object.end();
+  return found != object.end() && found->is_string() ? found->get<std::string>() : otherwise;
+}
+
 struct Run {
   fs::path file;
   formats::Codebook codebook;
@@ -111,7 +117,7 @@ class Comparison {
 
   static std::string ranges_of(const Run& run) {
     const json options = formats::parse_json(run.codebook.calibration.options_json, run.file.string());
-    return options.is_object() ? options.value("ranges", "threshold") : "threshold";
+    return text_field(options, "ranges", "threshold");
   }
 
   template <typename Value>
@@ -255,6 +261,13 @@ std::vector<std::string> doubts(const std::vector<Run>& runs) {
 }
 
 }  // namespace
+
+std::vector<std::string> calibrated_tokens(const formats::Codebook& codebook) {
+  std::vector<std::string> tokens;
+  for (const json& run : described_runs({"options", codebook}))
+    tokens.push_back(text_field(run, "tokens_sha256", ""));
+  return tokens;
+}
 
 MergeReport merge(const MergeOptions& options) {
   check_places(options);

@@ -35,6 +35,9 @@ struct MergeReport {
   std::vector<std::string> warnings;
 };
 
+/// tokens_sha256 of every run that a codebook is made of; of one alone, its own.
+[[nodiscard]] std::vector<std::string> calibrated_tokens(const formats::Codebook& codebook);
+
 /// Reads, merges, writes `out`, whole or not at all. Throws base::WrongUsage for fewer than two codebooks, one given twice, an `out` among them;
 /// base::InvalidInput, naming file, layer and tensor, where they are not of one model and one way of calibrating, and for a newer
 /// schema_minor, of which parts would be lost; base::SystemError where `out` exists or can't be written.

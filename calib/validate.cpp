@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "calib/merge.h"
 #include "calib/plan/libtorch_threads.h"
 #include "calib/plan/machine.h"
 #include "calib/plan/tensor_memory.h"
@@ -105,7 +106,8 @@ std::vector<std::string> judge_inputs(const ValidationJob& job) {
     warnings.emplace_back(
         "pages find a value's thresholds for each kv head, and this codebook was fitted to those over all "
         "heads: calibrate with --value-scope head for a cache in pages");
-  if (calibration.tokens_sha256 == job.session.windows.sha256())
+  const std::vector<std::string> calibrated = calibrated_tokens(*job.codebook);
+  if (std::ranges::find(calibrated, job.session.windows.sha256()) != calibrated.end())
     warnings.emplace_back(
         "these tokens are those that the codebook was calibrated on; what it costs on others shows "
         "only there");

@@ -236,6 +236,13 @@ def test_other_ways_of_calibrating(windows, tmp_path, options):
             assert 0.9 < errors[name, group, "mine"] / errors[name, group, "its"] < 1.4, (name, group)
 
 
+def test_validating_on_the_tokens_of_a_run_is_said(runs, merged, tmp_path):
+    for name in ("a", "b"):
+        npy = runs["a"].parent / f"{name}.npy"
+        done_so = done("validate", "-q", "-m", MODEL, "-c", merged[0], "--tokens", npy, "--dtype", "float32", "--methods", "nuq4")
+        assert "calibrated on" in done_so.stderr
+
+
 def test_a_recipe_is_not_carried_over(runs, tmp_path):
     allotted = tmp_path / "a.h5"
     done("allocate", runs["a"], "-b", 3, "-o", allotted, "-q")
