@@ -1,6 +1,8 @@
 // kvcal merge: one codebook from those of several runs.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,12 +29,13 @@ struct MergeArguments {
 };
 
 std::string percent(double share) {
-  return concat(format_number(100 * share, 3), " %");
+  return std::isfinite(share) ? concat(format_number(100 * share, 3), " %") : "-";
 }
 
-// Of the runs' own; nothing where they leave nothing.
+// Of the runs' own; no number where they leave nothing.
 double relative(const calib::MergedError& error) {
-  return error.own > 0 ? error.excess / error.own : 0;
+  if (error.excess == 0) return 0;
+  return error.own > 0 ? error.excess / error.own : std::numeric_limits<double>::quiet_NaN();
 }
 
 std::string runs_text(const calib::MergeReport& report, std::span<const std::filesystem::path> files) {

@@ -63,24 +63,28 @@ std::vector<Run> read_runs(const std::vector<fs::path>& files) {
   return runs;
 }
 
-// What a codebook that was merged itself is made of, or what it is.
-json described_runs(const Run& run) {
-  const json options = formats::parse_json(run.codebook.calibration.options_json, run.file.string());
-  if (options.is_object() && options.contains(kRuns)) return options[kRuns];
-  const CalibrationInfo& info = run.codebook.calibration;
-  return json::array({{{"content_sha256", run.codebook.content_sha256},
+// The runs that a codebook was merged of, or itself.
+json described_runs(const formats::Codebook& codebook, const std::string& file) {
+  const CalibrationInfo& info = codebook.calibration;
+  const json options = formats::parse_json(info.options_json, concat(file, ": /calibration@options"));
+  const auto merged = options.is_object() ? options.find(kRuns) : options.end();
+  if (merged != options.end() && merged->is_array() && !merged->empty()) return *merged;
+  return json::array({{{"content_sha256", codebook.content_sha256},
                        {"tokens_sha256", info.tokens_sha256},
                        {"samples", info.samples},
                        {"seqlen", info.seqlen},
                        {"tokens", info.tokens},
                        {"bos", info.bos},
-                       {"seed", info.seed}}});
+                       {"seed", info.seed},
+                       {"device", info.device},
+                       {"loss", info.loss}}});
 }
 
 /// That the runs are of one model, calibrated in one way.
 class Comparison {
  public:
   explicit Comparison(const std::vector<Run>& runs) : first_(runs.front()) {
+    for (const Run& run : runs) check_tensors(run);
     for (const Run& other : std::span(runs).subspan(1)) compare(other);
   }
 
@@ -130,27 +134,49 @@ class Comparison {
   void compare_layers(const Run& other) const {
     const auto &layers = first_.codebook.layers, &its = other.codebook.layers;
     if (!std::ranges::equal(layers, its, {}, &formats::LayerCodebook::index, &formats::LayerCodebook::index))
-      throw InvalidInput(concat(other.file.string(), " has other layers than ", first_.file.string()));
+      throw InvalidInput(concat(other.file.string(), " has other layers than ", first_.file.string(),
+                                "; calibrate both with one version"));
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const auto &tensors = layers[i].tensors, &its_tensors = its[i].tensors;
       const auto name = [](const formats::TensorCodebook& one) { return one.tensor.name; };
       if (!std::ranges::equal(tensors, its_tensors, {}, name, name)) {
         throw InvalidInput(concat(other.file.string(), ": layer ", layers[i].index,
-                                  " has other tensors than that of ", first_.file.string()));
+                                  " has other tensors than that of ", first_.file.string(),
+                                  "; calibrate both with one version"));
       }
       for (std::size_t t = 0; t < tensors.size(); ++t) {
-        const std::string obstacle = merge_obstacle(tensors[t], its_tensors[t]);
-        if (obstacle.empty()) continue;
-        throw InvalidInput(concat(other.file.string(), ": layer ", layers[i].index, ", ", name(tensors[t]),
-                                  "s: ", obstacle));
+        const std::string difference = merge_difference(tensors[t], its_tensors[t]);
+        if (!difference.empty())
+          fail(other, layers[i].index, name(tensors[t]),
+               difference + "; calibrate both with the same options");
       }
     }
+  }
+
+  static void check_tensors(const Run& run) {
+    for (const formats::LayerCodebook& layer : run.codebook.layers) {
+      for (const formats::TensorCodebook& tensor : layer.tensors) {
+        const std::string obstacle = merge_obstacle(tensor);
+        if (!obstacle.empty()) fail(run, layer.index, tensor.tensor.name, obstacle);
+      }
+    }
+  }
+
+  [[noreturn]] static void fail(const Run& run, int layer, const std::string& tensor,
+                                const std::string& what) {
+    throw InvalidInput(concat(run.file.string(), ": layer ", layer, ", ", tensor, "s: ", what));
   }
 
   const Run& first_;
 };
 
-// All runs' together; what differs between them stands with each in the options.
+void check_room(const std::string& record, const char* what) {
+  if (record.size() <= formats::kMaxCodebookText) return;
+  throw InvalidInput(concat(what, " take ", record.size(), " bytes in a codebook, which has room for ",
+                            formats::kMaxCodebookText, "; merge fewer of them"));
+}
+
+// All runs' together; of what differs between them each run's own stands in the options, but for texts.
 CalibrationInfo merge_info(const std::vector<Run>& runs) {
   CalibrationInfo info = runs.front().codebook.calibration;
   info.samples = info.tokens = 0;
@@ -168,7 +194,7 @@ CalibrationInfo merge_info(const std::vector<Run>& runs) {
     }
     loss += its.loss * static_cast<double>(its.samples);
     tokens += its.tokens_sha256;
-    for (const json& one : described_runs(run)) described.push_back(one);
+    for (const json& one : described_runs(run.codebook, run.file.string())) described.push_back(one);
     if (its.seed != info.seed) info.seed = 0;
     if (its.bos != info.bos) info.bos = "mixed";
   }
@@ -178,8 +204,12 @@ CalibrationInfo merge_info(const std::vector<Run>& runs) {
   if (!options.is_object()) options = json::object();
   options["samples"] = info.samples;
   options["seqlen"] = info.seqlen;
+  options["bos"] = info.bos;
+  if (options.contains("seed")) options["seed"] = info.seed;
   options[kRuns] = std::move(described);
   info.options_json = options.dump();
+  check_room(texts_json(info.texts), "the names and hashes of the runs' texts");
+  check_room(info.options_json, "what is kept of each run");
   return info;
 }
 
@@ -223,7 +253,8 @@ MergedLayer merge_layer(const std::vector<Run>& runs, std::size_t index, std::sp
       layer.tensors[t] = std::move(tensor.codebook);
       merged.tensors.push_back({layer.index, name, std::move(tensor.nearness)});
     } catch (const InvalidInput& error) {
-      throw InvalidInput(concat("layer ", layer.index, ", ", name, "s, ", error.what()));
+      throw InvalidInput(concat("merging ", runs.front().file.string(), " and others: layer ", layer.index,
+                                ", ", name, "s, ", error.what(), "; is the checkpoint damaged?"));
     }
   }
   return merged;
@@ -252,10 +283,12 @@ std::vector<std::string> doubts(const std::vector<Run>& runs) {
   std::vector<std::string> warnings;
   std::map<std::string, fs::path> seen;
   for (const Run& run : runs) {
-    const auto [before, is_new] = seen.emplace(run.codebook.calibration.tokens_sha256, run.file);
-    if (is_new) continue;
-    warnings.push_back(concat(run.file.string(), " and ", before->second.string(),
-                              " were calibrated on the same tokens, which count twice"));
+    for (const std::string& tokens : calibrated_tokens(run.codebook)) {
+      const auto [before, is_new] = seen.emplace(tokens, run.file);
+      if (is_new || tokens.empty()) continue;
+      warnings.push_back(concat(run.file.string(), " and ", before->second.string(),
+                                " were calibrated on the same tokens, which count twice"));
+    }
   }
   return warnings;
 }
@@ -264,7 +297,7 @@ std::vector<std::string> doubts(const std::vector<Run>& runs) {
 
 std::vector<std::string> calibrated_tokens(const formats::Codebook& codebook) {
   std::vector<std::string> tokens;
-  for (const json& run : described_runs({"options", codebook}))
+  for (const json& run : described_runs(codebook, codebook.model.name))
     tokens.push_back(text_field(run, "tokens_sha256", ""));
   return tokens;
 }

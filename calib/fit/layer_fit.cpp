@@ -70,10 +70,7 @@ void check_half_range(const CapturedTokens& tokens, const Thresholds& thresholds
                       const PairLayout& layout) {
   for (std::size_t i = 0; i < thresholds.lower.size(); ++i) {
     const Normaliser normal = normaliser(thresholds.lower[i], thresholds.upper[i]);
-    const auto overflows = [](double value) {
-      return (codec::float_to_half(static_cast<float>(value)) & 0x7fffU) == 0x7c00U;
-    };
-    if (!overflows(normal.zero) && !overflows(normal.range)) continue;
+    if (is_storable(normal)) continue;
     throw base::InvalidInput(base::concat(
         name.text(), ", ", place_of(tokens, layout, static_cast<std::int64_t>(i)), ": thresholds ",
         thresholds.lower[i], " and ", thresholds.upper[i],
@@ -94,12 +91,9 @@ std::vector<int> cluster_counts(const std::vector<int>& bits) {
 // As they are stored: a range that fp16 rounds to 0 would lose its channel.
 bool fit_in_half(const formats::Datatype& datatype) {
   for (std::size_t c = 0; c < datatype.scale.size(); ++c) {
-    const std::uint16_t scale = codec::float_to_half(datatype.scale[c]);
     // A constant channel has none to lose.
-    const bool lost = scale == 0 && datatype.scale[c] > 0;
-    if (lost || !codec::is_finite_half(scale) ||
-        !codec::is_finite_half(codec::float_to_half(datatype.zero[c])))
-      return false;
+    const bool lost = codec::float_to_half(datatype.scale[c]) == 0 && datatype.scale[c] > 0;
+    if (lost || !is_storable({double{datatype.zero[c]}, double{datatype.scale[c]}})) return false;
   }
   return true;
 }

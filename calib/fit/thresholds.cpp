@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/parallel.h"
+#include "cuda/kernels/codec_math.h"
 #include "cuda/kernels/float16.h"
 #include "cuda/threshold_finder.h"
 
@@ -43,6 +44,11 @@ Normaliser normaliser(float lower, float upper) {
   result.range = (static_cast<double>(upper) - static_cast<double>(lower)) / 2;
   if (codec::float_to_half(static_cast<float>(result.range)) == 0) result.range = 0;
   return result;
+}
+
+bool is_storable(const Normaliser& normal) {
+  return codec::is_finite_half(codec::float_to_half(static_cast<float>(normal.range))) &&
+         codec::is_finite_half(codec::float_to_half(static_cast<float>(normal.zero)));
 }
 
 }  // namespace kvcal::calib

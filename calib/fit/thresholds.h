@@ -52,4 +52,7 @@ struct Normaliser {
 };
 [[nodiscard]] Normaliser normaliser(float lower, float upper);
 
+/// Whether both are finite in fp16, in which they are stored.
+[[nodiscard]] bool is_storable(const Normaliser& normal);
+
 }  // namespace kvcal::calib

@@ -7,6 +7,8 @@
 #include <numeric>
 #include <utility>
 
+#include "base/error.h"
+
 namespace kvcal::calib {
 namespace {
 
@@ -60,6 +62,8 @@ class Mixing {
     double before = std::numeric_limits<double>::infinity();
     for (int turn = 0; turn < kMostTurns; ++turn) {
       const double now = error();
+      if (!std::isfinite(now))
+        throw base::InvalidInput("sensitivities or errors are too large to be added up");
       if (!(now < before * (1 - kLeastGain))) return now;
       before = now;
       if (fits_ranges_) fit_ranges();
@@ -165,7 +169,7 @@ class Mixing {
       });
     }
     for (std::size_t k = 0; k < weights.size(); ++k) {
-      if (!(weights[k] > 0)) continue;
+      if (!(weights[k] > 0) || !std::isfinite(moments[k] / weights[k])) continue;
       mixed_.levels[k] = moments[k] / weights[k];
       // What lies beyond given ranges is no number of theirs.
       if (!fits_ranges_) mixed_.levels[k] = std::clamp(mixed_.levels[k], -1.0, 1.0);

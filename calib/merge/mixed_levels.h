@@ -29,7 +29,7 @@ struct MixedLevels {
 };
 
 /// Levels and ranges that leave the least error of all runs' numbers that alternating least squares finds. At least one run, all with
-/// as many levels and channels.
+/// as many levels and channels. Throws InvalidInput where errors exceed double.
 [[nodiscard]] MixedLevels mix_levels(std::span<const RunLevels> runs);
 /// Levels alone, within -1 and 1, the ranges being given.
 [[nodiscard]] MixedLevels mix_levels(std::span<const RunLevels> runs, std::vector<Normaliser> ranges);

@@ -23,6 +23,13 @@ double first_reached(double low, double high, const Reached& reached) {
   }
 }
 
+// The first whose value differs from that of the first of all; the first where none does.
+template <typename Iterator>
+Iterator other_value(Iterator begin, Iterator end) {
+  const auto found = std::find_if(begin, end, [&](const auto& knot) { return knot.value != begin->value; });
+  return found == end ? begin : found;
+}
+
 double normal_score(double share) {
   constexpr double kBeyond = 40;  // where no share differs from 0 or 1 in double
   return first_reached(-kBeyond, kBeyond, [&](double score) { return normal_share(score) >= share; });
@@ -40,11 +47,16 @@ QuantileSketch::QuantileSketch(double numbers, std::span<const KnownQuantile> kn
 
 double QuantileSketch::share_below(double x) const {
   const auto after = std::ranges::upper_bound(knots_, x, {}, &Knot::value);
-  if (after == knots_.begin()) return 0;
-  if (after == knots_.end()) return 1;
-  const Knot& before = *(after - 1);
-  const double place = (x - before.value) / (after->value - before.value);
-  return normal_share(before.score + place * (after->score - before.score));
+  if (after == knots_.begin() && knots_.front().share == 0) return 0;
+  if (after == knots_.end() && knots_.back().share == 1) return 1;
+  // Beyond what is known it goes on as it does there.
+  const Knot& near = after == knots_.begin() ? *after : *(after - 1);
+  const Knot& other = after == knots_.begin() ? *other_value(knots_.begin(), knots_.end())
+                      : after == knots_.end() ? *other_value(knots_.rbegin(), knots_.rend())
+                                              : *after;
+  if (near.value == other.value) return x < near.value ? 0 : 1;
+  const double slope = (other.score - near.score) / (other.value - near.value);
+  return normal_share(near.score + slope * (x - near.value));
 }
 
 double QuantileSketch::value_at(double share) const {

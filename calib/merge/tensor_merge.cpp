@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -10,7 +11,6 @@
 #include "calib/merge/mixed_levels.h"
 #include "calib/merge/mixed_magnitudes.h"
 #include "calib/merge/mixed_quantile.h"
-#include "cuda/kernels/codec_math.h"
 #include "cuda/kernels/float16.h"
 
 namespace kvcal::calib {
@@ -21,10 +21,7 @@ using formats::Datatype;
 using formats::OutlierSet;
 using formats::TensorCodebook;
 
-bool is_storable(const Normaliser& normal) {
-  return codec::is_finite_half(codec::float_to_half(static_cast<float>(normal.range))) &&
-         codec::is_finite_half(codec::float_to_half(static_cast<float>(normal.zero)));
-}
+constexpr const char* kUniform = "uniform";
 
 using Histograms = std::vector<const std::vector<float>*>;
 
@@ -66,6 +63,12 @@ std::string contents_of(const TensorCodebook& codebook) {
   if (codebook.magnitudes && codebook.magnitudes->rotated) text += ", those after RoPE";
   if (codebook.magnitudes && codebook.magnitudes->envelope) text += ", those at any position";
   return text;
+}
+
+// Of the larger fraction within those of the smaller.
+bool are_nested(const OutlierSet& larger, const OutlierSet& smaller) {
+  return std::ranges::equal(larger.lower, smaller.lower, std::greater_equal()) &&
+         std::ranges::equal(larger.upper, smaller.upper, std::less_equal());
 }
 
 bool has_histograms(const std::vector<OutlierSet>& sets) {
@@ -179,10 +182,16 @@ class Merger {
     return known;
   }
 
-  // What a squared error of 1 in the units of x costs in a channel, but for its sensitivity.
-  [[nodiscard]] double cost_of(const Normaliser& range) const {
-    if (rules_.range_weights || !by_channel()) return 1;
+  // What a squared error of 1 in the units of x costs in a channel, but for its sensitivity. Where all sensitivities are zero every
+  // number's normalised error counts the same.
+  [[nodiscard]] double cost_of(const Normaliser& range, const Datatype& datatype) const {
+    if (rules_.range_weights && datatype.weights != kUniform) return 1;
     return range.range > 0 ? 1 / (range.range * range.range) : 0;
+  }
+
+  // Of what was summed with gradients.
+  [[nodiscard]] double factor_of(std::size_t run, const Datatype& datatype) const {
+    return datatype.weights == kUniform ? 1 : samples_[run].fisher_factor;
   }
 
   [[nodiscard]] std::vector<Normaliser> threshold_ranges(const OutlierSet& set) const {
@@ -203,9 +212,9 @@ class Merger {
 
   // Of sensitivities that are zero in one run the others say more.
   [[nodiscard]] static bool counts(const std::vector<const Datatype*>& datatypes, std::size_t run) {
-    return datatypes[run]->weights != "uniform" ||
+    return datatypes[run]->weights != kUniform ||
            std::ranges::all_of(datatypes,
-                               [](const Datatype* datatype) { return datatype->weights == "uniform"; });
+                               [](const Datatype* datatype) { return datatype->weights == kUniform; });
   }
 
   [[nodiscard]] RunLevels run_levels(std::size_t run, const OutlierSet& set, const Datatype& datatype,
@@ -222,8 +231,8 @@ class Merger {
     }
     for (std::size_t c = 0; c < channels(); ++c) {
       const double sensitivity =
-          datatype.weights == "uniform" ? static_cast<double>(samples_[run].counted) : fisher_[run][c];
-      levels.weights.push_back(sensitivity * cost_of(merged[c]));
+          datatype.weights == kUniform ? static_cast<double>(samples_[run].counted) : fisher_[run][c];
+      levels.weights.push_back(sensitivity * cost_of(merged[c], datatype));
     }
     return levels;
   }
@@ -234,15 +243,16 @@ class Merger {
     for (const OutlierSet* set : sets) datatypes.push_back(&set->datatypes[index]);
     const std::vector<Normaliser> of_thresholds = threshold_ranges(merged_set);
     std::vector<RunLevels> runs;
+    bool fitted = false;
     Datatype mixed;
     mixed.bits = datatypes.front()->bits;
     for (std::size_t r = 0; r < sets.size(); ++r) {
       if (!counts(datatypes, r)) continue;
       runs.push_back(run_levels(r, *sets[r], *datatypes[r], of_thresholds));
-      mixed.objective += datatypes[r]->objective * samples_[r].fisher_factor;
+      mixed.objective += datatypes[r]->objective * factor_of(r, *datatypes[r]);
       mixed.weights = datatypes[r]->weights;
+      fitted = fitted || datatypes[r]->has_ranges();
     }
-    const bool fitted = std::ranges::any_of(datatypes, &Datatype::has_ranges);
     const MixedLevels found = fitted ? mix_levels(runs) : mix_levels(runs, of_thresholds);
     if (errors != nullptr)
       errors->push_back({{mixed.bits, merged_set.fraction, false}, mixed.objective, found.excess});
@@ -256,15 +266,22 @@ class Merger {
     return mixed;
   }
 
-  // In the units in which the levels reach from -1 to 1.
+  // In the units in which the levels reach from -1 to 1. A range that fp16 rounds to 0 is that of a constant channel.
   static void set_ranges(Datatype& datatype, const MixedLevels& found) {
     const double low = found.levels.front(), high = found.levels.back();
     const double middle = (high + low) / 2, half = high > low ? (high - low) / 2 : 1;
     for (const double level : found.levels)
       datatype.centroids.push_back(static_cast<float>((level - middle) / half));
     for (const Normaliser& range : found.ranges) {
-      datatype.scale.push_back(static_cast<float>(range.range * half));
-      datatype.zero.push_back(static_cast<float>(range.zero + range.range * middle));
+      Normaliser moved{range.zero + range.range * middle, range.range * half};
+      if (codec::float_to_half(static_cast<float>(moved.range)) == 0) moved.range = 0;
+      if (!is_storable(moved)) {
+        throw base::InvalidInput(concat("channel ", datatype.scale.size(), ": the runs' ranges together, ",
+                                        moved.range, " about ", moved.zero,
+                                        ", are beyond fp16 (65504), in which they are stored"));
+      }
+      datatype.scale.push_back(static_cast<float>(moved.range));
+      datatype.zero.push_back(static_cast<float>(moved.zero));
     }
   }
 
@@ -286,7 +303,7 @@ class Merger {
     Histograms histograms;
     std::vector<double> weights;
     for (std::size_t r = 0; r < datatypes.size(); ++r) {
-      if (!datatypes[r]->has_ranges()) continue;
+      if (!counts(datatypes, r) || !datatypes[r]->has_ranges()) continue;
       histograms.push_back(&datatypes[r]->histogram);
       weights.push_back(channels_weight(r, ranges_of({}, *datatypes[r])));
     }
@@ -296,7 +313,10 @@ class Merger {
   void mix_histogram(OutlierSet& mixed, const std::vector<const OutlierSet*>& sets) const {
     Histograms histograms;
     std::vector<double> weights;
+    std::vector<const Datatype*> datatypes;
+    for (const OutlierSet* set : sets) datatypes.push_back(&set->datatypes.front());
     for (std::size_t r = 0; r < sets.size(); ++r) {
+      if (!counts(datatypes, r)) continue;
       histograms.push_back(&sets[r]->histogram);
       weights.push_back(by_channel() ? channels_weight(r, threshold_ranges(*sets[r]))
                                      : tokens_weight(r, *sets[r], sets[r]->datatypes.front()));
@@ -316,7 +336,7 @@ class Merger {
   [[nodiscard]] double tokens_weight(std::size_t run, const OutlierSet& set, const Datatype& datatype) const {
     const std::vector<double> levels(datatype.centroids.begin(), datatype.centroids.end());
     const double error = WeightSpread(set.histogram).squared_error(levels);
-    return error > 0 ? datatype.objective * samples_[run].fisher_factor / error : 0;
+    return error > 0 ? datatype.objective * factor_of(run, datatype) / error : 0;
   }
 
   [[nodiscard]] formats::TensorMagnitudes magnitudes() const {
@@ -336,7 +356,7 @@ class Merger {
       if (range.range == 0) continue;
       const auto [lower_low, lower_high] = between_runs(&OutlierSet::lower, c);
       const auto [upper_low, upper_high] = between_runs(&OutlierSet::upper, c);
-      const double spread = (lower_high - lower_low + upper_high - upper_low) / (2 * range.range);
+      const double spread = std::max(lower_high - lower_low, upper_high - upper_low) / range.range;
       total += spread;
       ++counted;
       if (spread <= nearness.widest_spread) continue;
@@ -364,14 +384,25 @@ class Merger {
 
 }  // namespace
 
-std::string merge_obstacle(const TensorCodebook& first, const TensorCodebook& other) {
+std::string merge_obstacle(const TensorCodebook& run) {
+  if (!has_histograms(run.outliers) || !has_histograms(run.with_sinks))
+    return "has datatypes without a histogram, as files of schema 1.0; calibrate anew";
+  for (const auto* sets : {&run.outliers, &run.with_sinks, &run.rotated}) {
+    for (std::size_t i = 1; i < sets->size(); ++i) {
+      if (are_nested((*sets)[i], (*sets)[i - 1])) continue;
+      return concat("has thresholds of outlier fraction ", (*sets)[i].fraction, " beyond those of ",
+                    (*sets)[i - 1].fraction, "; is the file damaged?");
+    }
+  }
+  return "";
+}
+
+std::string merge_difference(const TensorCodebook& first, const TensorCodebook& other) {
   const std::string contents = contents_of(other), expected = contents_of(first);
   if (contents != expected) return concat("holds ", contents, "; the first codebook holds ", expected);
-  for (const TensorCodebook* codebook : {&first, &other}) {
-    if (has_histograms(codebook->outliers) && has_histograms(codebook->with_sinks)) continue;
-    return concat(codebook == &first ? "the first codebook " : "",
-                  "has no histograms, as files of schema 1.0; calibrate anew");
-  }
+  // Names round them.
+  if (!std::ranges::equal(first.outliers, other.outliers, {}, &OutlierSet::fraction, &OutlierSet::fraction))
+    return "has outlier fractions that differ from the first codebook's beyond the sixth digit";
   return "";
 }
 

@@ -32,8 +32,8 @@ struct MergedError {
 
 /// How near a merged tensor comes to one of all samples together.
 struct Nearness {
-  /// Between the runs, of the largest outlier fraction: how far a channel's thresholds lie apart, in units of its range, as
-  /// SampleAgreement::threshold_shift; the exact ones lie between them. 0 where thresholds are a token's.
+  /// Between the runs, of the largest outlier fraction: how far a channel's thresholds lie apart, the end at which they do more, in
+  /// units of its range, half their distance. What the merged ones can be off at most. 0 where thresholds are a token's.
   double threshold_spread = 0;      ///< mean over the channels
   double widest_spread = 0;         ///< the largest, and
   std::int64_t widest_channel = 0;  ///< whose it is
@@ -45,11 +45,13 @@ struct MergedTensor {
   Nearness nearness;
 };
 
+/// What a run's codebook lacks, or has wrong, for being merged; empty: nothing.
+[[nodiscard]] std::string merge_obstacle(const formats::TensorCodebook& run);
 /// Why the other can't be merged with the first; empty where it can. Both are of one tensor.
-[[nodiscard]] std::string merge_obstacle(const formats::TensorCodebook& first,
-                                         const formats::TensorCodebook& other);
+[[nodiscard]] std::string merge_difference(const formats::TensorCodebook& first,
+                                           const formats::TensorCodebook& other);
 
-/// runs: at least one, of which no two have an obstacle, with a sample for each. Exact are fisher_channel, thresholds of fraction 0, and the
+/// runs: at least one, which have no obstacle and don't differ, with a sample for each. Exact are fisher_channel, thresholds of fraction 0, and the
 /// largest magnitudes; the others are as near as docs/merging.md says. lower_bound is 0: nothing is proven of the datatypes.
 /// Throws InvalidInput naming the channel whose merged thresholds give a scale or zero beyond fp16.
 [[nodiscard]] MergedTensor merge_tensors(std::span<const formats::TensorCodebook* const> runs,

@@ -116,7 +116,7 @@ def test_thresholds_lie_between_those_of_the_runs_and_near_the_exact_ones(runs, 
                 errors.append(np.abs(mine - exact) / half)
                 first_errors.append(np.abs(first - exact) / half)
                 second_errors.append(np.abs(second - exact) / half)
-                spread += (high - low) / (2 * half)
+                spread = np.maximum(spread, (high - low) / half)
             assert report[layer, name]["threshold_spread"] == pytest.approx(spread.mean(), rel=1e-5)
             assert report[layer, name]["widest_threshold_spread"] == pytest.approx(spread.max(), rel=1e-5)
     assert np.mean(errors) < 0.03
@@ -210,7 +210,7 @@ def test_windows_of_other_lengths_are_brought_to_one_unit(runs, windows, tmp_pat
 
 @pytest.mark.parametrize("options", [("--value-rotation", "hadamard"), ("--ablation",), ("--sensitivity", "none"),
                                      ("--fisher-scale", "none", "--ranges", "threshold"), ("--fisher-scale", "none"),
-                                     ("--value-scope", "head", "--bits", "3")])
+                                     ("--value-scope", "head", "--bits", "3"), ("--outliers", "0.01,0.05")])
 def test_other_ways_of_calibrating(windows, tmp_path, options):
     a, b = (calibrated(tmp_path, name, part, *options) for name, part in (("a", windows[:4]), ("b", windows[4:8])))
     whole = calibrated(tmp_path, "all", windows[:8], *options)
@@ -252,10 +252,12 @@ def test_a_recipe_is_not_carried_over(runs, tmp_path):
     done("allocate", tmp_path / "m.h5", "-b", 3, "-q")
 
 
-def test_the_same_sample_twice_is_said(runs, tmp_path):
+def test_the_same_sample_twice_is_said(runs, merged, tmp_path):
     copy = tmp_path / "copy.h5"
     shutil.copy(runs["a"], copy)
     result = done("merge", runs["a"], copy, "-o", tmp_path / "m.h5")
+    assert "the same tokens" in result.stderr
+    result = done("merge", runs["a"], merged[0], "-o", tmp_path / "m.h5", "--overwrite")
     assert "the same tokens" in result.stderr
 
 
@@ -273,6 +275,7 @@ def test_what_is_refused(runs, windows, tmp_path):
     refused(kvcal("merge", a, tmp_path / "absent.h5", "-o", out), 1, "absent.h5")
     for options, parts in ((("--sinks", 2), ("--sinks", "2", "1")), (("--ranges", "threshold"), ("--ranges", "threshold", "fitted")),
                            (("--bits", "2,3"), ("layer 0", "keys", "nuq4")), (("--sensitivity", "none"), ("--sensitivity", "fisher")),
+                           (("--outliers", "0,0.0100000001"), ("keys", "sixth digit")),
                            (("--value-rotation", "hadamard"), ("values", "turned"))):
         other = calibrated(tmp_path, "other", windows[:2, :64], "--overwrite", *options)
         refused(kvcal("merge", a, other, "-o", out), 1, other, *parts)

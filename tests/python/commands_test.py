@@ -65,6 +65,8 @@ def test_codebooks_are_merged_and_bits_allocated(tmp_path):
     merged = kvcal.merge([tmp_path / "a.h5", tmp_path / "b.h5"], out=tmp_path / "ab.h5")
     codebook = kvcal.Codebook(tmp_path / "ab.h5")
     assert merged["content_sha256"] == codebook.content_sha256 and codebook.calibration.samples == 4
+    with pytest.raises(kvcal.UsageError, match="a list of codebooks"):
+        kvcal.merge(tmp_path / "a.h5", out=tmp_path / "ab.h5")
     with pytest.raises(kvcal.Error, match="--overwrite"):
         kvcal.merge([tmp_path / "a.h5", tmp_path / "b.h5"], out=tmp_path / "ab.h5")
     (tmp_path / "copy.h5").write_bytes((tmp_path / "a.h5").read_bytes())

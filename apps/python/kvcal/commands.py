@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 from . import program
 from ._core import Codebook
+from .errors import UsageError
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 Texts: TypeAlias = "StrPath | Sequence[StrPath]"
@@ -148,6 +149,8 @@ def allocate(
 
 def merge(codebooks: Sequence[StrPath], *, out: StrPath, overwrite: bool = False, config: StrPath | None = None) -> dict[str, Any]:
     """`kvcal merge`: one codebook from those of several runs over other texts; gives how near it comes (docs/merging.md)."""
+    if isinstance(codebooks, (str, os.PathLike)):
+        raise UsageError(f"merge takes a list of codebooks, not one: {os.fspath(codebooks)}")
     options = dict(out=out, overwrite=overwrite, config=config)
     return program.run("merge", options, positional=[os.fspath(codebook) for codebook in codebooks])
 

@@ -59,9 +59,11 @@ class RecordStorage final : public TensorStorage {
     const codec::RecordPages pages = encode(keys_ ? x : none, keys_ ? none : x);
     const KvcalCounters& met = pages.counters;
     if (met.not_finite + met.saturated > 0) {
-      throw base::InvalidInput(base::concat("of the ", x.size(), " ", keys_ ? "keys" : "values", " to store ",
-                                            met.not_finite, " are not finite and ", met.saturated,
-                                            " beyond fp16, whose largest is ", codec::kHalfMax));
+      throw base::InvalidInput(
+          base::concat("of the ", x.size(), " ", keys_ ? "keys" : "values", " to store ", met.not_finite,
+                       " are not finite and ", met.saturated,
+                       !keys_ && layout_.value_rotation_block > 0 ? ", once turned," : "",
+                       " beyond fp16, whose largest is ", codec::kHalfMax));
     }
     decode(pages, keys_ ? read : std::span<float>(), keys_ ? std::span<float>() : read);
     const std::size_t row = x.size() / std::max<std::size_t>(1, pages.tokens);

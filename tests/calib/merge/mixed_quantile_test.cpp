@@ -42,6 +42,20 @@ TEST(MixedQuantile, OfNormalSamplesIsThatOfTheirMixture) {
   }
 }
 
+// Without the ends, what is known goes on.
+TEST(MixedQuantile, BeyondWhatIsKnownGoesOn) {
+  const auto sample = [](double deviation) {
+    const std::vector<KnownQuantile> known = {{0.005, -2.5758293 * deviation},
+                                              {0.995, 2.5758293 * deviation}};
+    return QuantileSketch(kNumbers, known);
+  };
+  const std::vector<QuantileSketch> samples = {sample(1), sample(1.1)};
+  for (const double share : {0.005, 0.995}) {
+    const double x = mixed_quantile(samples, share);
+    EXPECT_NEAR((normal_share(x) + normal_share(x / 1.1)) / 2, share, 1e-6);
+  }
+}
+
 TEST(MixedQuantile, OfTheEndsIsExact) {
   const std::vector<QuantileSketch> samples = {normal_sample(0, 1), normal_sample(1, 3),
                                                normal_sample(-2, 0.5)};

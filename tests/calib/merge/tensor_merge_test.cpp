@@ -112,7 +112,7 @@ TEST(TensorMerge, ThresholdsWithoutOutliersAreTheEndsAndOthersLieBetween) {
   // All channels' thresholds lie 3 apart on either side.
   double sum = 0, widest = 0;
   for (std::size_t c = 0; c < some.lower.size(); ++c) {
-    const double spread = 6 / (double{some.upper[c]} - double{some.lower[c]});
+    const double spread = 2 * 3 / (double{some.upper[c]} - double{some.lower[c]});
     sum += spread, widest = std::max(widest, spread);
   }
   EXPECT_NEAR(found.nearness.threshold_spread, sum / static_cast<double>(some.lower.size()), 1e-6);
@@ -136,21 +136,48 @@ TEST(TensorMerge, ErrorsAreThoseOfTheRunsAndMore) {
 TEST(TensorMerge, WeightsThatAreNoneGiveWayToThoseThatAre) {
   TensorCodebook blind = values(4);
   for (formats::OutlierSet& set : blind.outliers) {
+    std::fill(set.histogram.begin(), set.histogram.begin() + 64, 0.0F);
     for (formats::Datatype& datatype : set.datatypes) {
       datatype.weights = "uniform";
       for (float& level : datatype.centroids) level /= 2;
     }
   }
-  const TensorCodebook run = values(1);
+  TensorCodebook run = values(1);
+  for (formats::OutlierSet& set : run.outliers) {
+    for (formats::Datatype& datatype : set.datatypes) datatype.weights = "fisher";
+  }
   const TensorCodebook both = merged({blind, run}, {kSample, kSample}).codebook;
   for (std::size_t i = 0; i < 8; ++i)
     EXPECT_NEAR(both.outliers[0].datatypes[1].centroids[i], run.outliers[0].datatypes[1].centroids[i], 1e-6);
   EXPECT_EQ(both.outliers[0].datatypes[1].weights, "fisher");
+  for (std::size_t bin = 0; bin < both.outliers[0].histogram.size(); ++bin)
+    EXPECT_NEAR(both.outliers[0].histogram[bin], run.outliers[0].histogram[bin], 1e-8);
   EXPECT_NEAR(both.outliers[0].datatypes[1].objective, 13.5, 1e-9);
 }
 
+// Where all sensitivities are zero, every number's normalised error counts the same, however wide its channel.
+TEST(TensorMerge, WithoutSensitivitiesErrorsAreOfNormalisedNumbers) {
+  std::vector<TensorCodebook> blind = {keys(1), keys(1)};
+  for (TensorCodebook& run : blind) {
+    for (formats::OutlierSet& set : run.outliers) {
+      for (formats::Datatype& datatype : set.datatypes) {
+        datatype.weights = "uniform";
+        datatype.scale.clear(), datatype.zero.clear(), datatype.histogram.clear();
+      }
+    }
+    run = evenly_spread(std::move(run));
+  }
+  // One level off its place by 0.1 of each channel's range.
+  for (float& level : blind[1].outliers[0].datatypes[1].centroids) level *= 0.9F;
+  const MergedTensor found = merged(blind, {kSample, {1000, 1010, 16}});
+  const MergedError& error = found.nearness.errors[1];
+  EXPECT_NEAR(error.own, 2 * 13.5, 1e-9);
+  // Even numbers in [-1, 1] at eight levels: none of the first run's 1000 in each of 8 channels errs by more than the whole range.
+  EXPECT_LT(error.excess, 2 * 8 * 1000 * 0.01);
+}
+
 TEST(TensorMerge, WhatCantBeMergedSaysWhy) {
-  EXPECT_EQ(merge_obstacle(keys(1), keys(2)), "");
+  EXPECT_EQ(merge_difference(keys(1), keys(2)), "");
   TensorCodebook fewer = keys();
   fewer.outliers[1].datatypes.pop_back();
   const std::string all = "2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%, nuq3-1%",
@@ -158,24 +185,31 @@ TEST(TensorMerge, WhatCantBeMergedSaysWhy) {
                         ", with sinks nuq2, nuq3, nuq2-1%, nuq3-1%, thresholds after RoPE, magnitudes, those "
                         "after RoPE, those at "
                         "any position";
-  EXPECT_EQ(merge_obstacle(keys(), fewer), "holds 2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%" +
-                                               rest + "; the first codebook holds " + all + rest);
+  EXPECT_EQ(merge_difference(keys(), fewer),
+            "holds 2 heads of 4, thresholds by channel, nuq2, nuq3, nuq2-1%" + rest +
+                "; the first codebook holds " + all + rest);
   TensorCodebook unlike = keys();
   unlike.with_sinks[0].datatypes.pop_back();
-  EXPECT_NE(merge_obstacle(keys(), unlike), "");
+  EXPECT_NE(merge_difference(keys(), unlike), "");
   unlike = keys();
   unlike.magnitudes->envelope.reset();
-  EXPECT_NE(merge_obstacle(keys(), unlike), "");
+  EXPECT_NE(merge_difference(keys(), unlike), "");
   unlike = keys();
-  unlike.outliers[0].datatypes[0].histogram.clear();
-  EXPECT_NE(merge_obstacle(keys(), unlike), "");
+  unlike.outliers[1].fraction = 0.0100000001;
+  EXPECT_NE(merge_difference(keys(), unlike).find("sixth digit"), std::string::npos);
   TensorCodebook turned = values();
   turned.rotation_block = 2;
-  EXPECT_NE(merge_obstacle(values(), turned).find("turned in blocks of 2"), std::string::npos);
+  EXPECT_NE(merge_difference(values(), turned).find("turned in blocks of 2"), std::string::npos);
+  EXPECT_EQ(merge_obstacle(keys()), "");
   TensorCodebook old = keys();
   old.outliers[0].histogram.clear();
-  EXPECT_NE(merge_obstacle(keys(), old).find("has no histograms"), std::string::npos);
-  EXPECT_NE(merge_obstacle(old, keys()).find("the first codebook has no histograms"), std::string::npos);
+  EXPECT_NE(merge_obstacle(old).find("without a histogram"), std::string::npos);
+  old = keys();
+  old.with_sinks[0].datatypes[0].histogram.clear();
+  EXPECT_NE(merge_obstacle(old).find("without a histogram"), std::string::npos);
+  TensorCodebook crossed = keys();
+  crossed.outliers[1].lower[3] = crossed.outliers[0].lower[3] - 1;
+  EXPECT_NE(merge_obstacle(crossed).find("beyond those of 0"), std::string::npos);
 }
 
 TEST(TensorMerge, ThresholdsBeyondHalfPrecisionAreRefused) {
