@@ -66,8 +66,11 @@ std::string nearness_text(const calib::MergeReport& report) {
     ++counted;
     if (widest == nullptr || one.nearness.widest_spread > widest->nearness.widest_spread) widest = &one;
   }
+  const bool has_ends = std::ranges::any_of(
+      report.errors, [](const calib::MergedError& error) { return error.datatype.fraction == 0; });
   std::vector<Labelled> lines = {
-      {"Exact", "sensitivities, the least and greatest number of each channel, the largest magnitudes"}};
+      {"Exact", concat("sensitivities, the largest magnitudes",
+                       has_ends ? ", the least and greatest number of each channel" : "")}};
   if (widest != nullptr) {
     lines.push_back({"Thresholds", concat("those of outliers lie between the runs', which differ by ",
                                           percent(spread / counted), " of a channel's range (mean; at most ",
