@@ -39,8 +39,7 @@ std::vector<SampleAdvice> advice_of(const formats::Codebook& codebook) {
   for (const formats::DatatypeChoice& datatype : formats::held_datatypes(codebook))
     if (std::ranges::find(fractions, datatype.fraction) == fractions.end())
       fractions.push_back(datatype.fraction);
-  const std::int64_t counted = calibration.tokens - calibration.samples * calibration.sinks;
-  std::vector<SampleAdvice> advice = advise_by_size(calibration.samples, counted, fractions);
+  std::vector<SampleAdvice> advice = advise_by_size(calibration.samples, calibration.counted(), fractions);
   for (SampleAdvice& part : advise_by_halves(codebook)) advice.push_back(std::move(part));
   return advice;
 }
@@ -53,8 +52,7 @@ std::optional<double> estimated_divergence(const formats::CalibrationInfo& calib
                              datatype.weights == "fisher";
   if (!counts_values || calibration.samples < 1) return std::nullopt;
   const auto samples = static_cast<double>(calibration.samples);
-  const double targets = static_cast<double>(calibration.tokens) / samples - 1;
-  return targets / (2 * samples) * datatype.objective;
+  return calibration.targets() / (2 * samples) * datatype.objective;
 }
 
 std::vector<TensorEstimate> MethodEstimate::worst(std::size_t count) const {

@@ -1,7 +1,6 @@
 #include "calib/merge.h"
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -213,16 +212,10 @@ CalibrationInfo merge_info(const std::vector<Run>& runs) {
   return info;
 }
 
-double targets_of(const CalibrationInfo& info) {
-  return static_cast<double>(info.tokens) / static_cast<double>(info.samples) - 1;
-}
-
 // Gradients are of a window's mean loss: a window of half as many targets has twice the gradient of each. Sums that are none stay counts.
 RunSample run_sample(const CalibrationInfo& info, const CalibrationInfo& merged) {
-  RunSample sample{info.tokens - info.samples * info.sinks, info.tokens, 1};
-  if (info.sensitivity == "fisher" && targets_of(info) != targets_of(merged))
-    sample.fisher_factor = targets_of(info) * targets_of(info) / (targets_of(merged) * targets_of(merged));
-  return sample;
+  const double ratio = info.targets() / merged.targets();
+  return {info.counted(), info.tokens, info.sensitivity == "fisher" ? ratio * ratio : 1};
 }
 
 void add_errors(std::vector<MergedError>& sums, const std::vector<MergedError>& errors) {

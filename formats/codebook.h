@@ -191,6 +191,13 @@ struct CalibrationInfo {
   std::string dtype, device, value_scope, sensitivity, fisher_scale;
   double loss = 0;
 
+  /// Tokens in the statistics: all but sinks.
+  [[nodiscard]] std::int64_t counted() const { return tokens - samples * sinks; }
+  /// Next tokens of a window that its loss is the mean of, the mean over the samples, of which there is at least one.
+  [[nodiscard]] double targets() const {
+    return static_cast<double>(tokens) / static_cast<double>(samples) - 1;
+  }
+
   bool operator==(const CalibrationInfo&) const = default;
 };
 

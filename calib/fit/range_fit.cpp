@@ -58,12 +58,12 @@ RangeFit::RangeFit(const CapturedTokens& tokens, const Thresholds& thresholds, W
     std::vector<float> gradients(with_gradients ? x.size() : 0);
     tokens.read_x({0, tokens.tokens()}, {c, c + 1}, x);
     if (with_gradients) tokens.read_gradients({0, tokens.tokens()}, {c, c + 1}, gradients);
-    const std::span<Part> parts = std::span(parts_).subspan(channel * kParts, kParts);
+    const std::span<WeightSum> parts = std::span(parts_).subspan(channel * kParts, kParts);
     for (std::size_t t = 0; t < x.size(); ++t) {
       if (x[t] < lower || x[t] > upper) continue;
       const double point = (double{x[t]} - normal.zero) / normal.range;
       const double weight = with_gradients ? double{gradients[t]} * double{gradients[t]} : 1;
-      Part& part = parts[part_of(point)];
+      WeightSum& part = parts[part_of(point)];
       part.weight += weight;
       part.moment += weight * point;
       squares_[channel] += weight * point * point;
@@ -78,7 +78,7 @@ RangeFit::Start RangeFit::start(int levels, int threads) const {
     if (costs_[channel] == 0) continue;
     double squares = 0;
     for (std::size_t i = 0; i < kParts; ++i) {
-      const Part& part = parts_[channel * kParts + i];
+      const WeightSum& part = parts_[channel * kParts + i];
       if (!(part.weight > 0)) continue;
       points.push_back(part.moment / part.weight);
       weights.push_back(costs_[channel] * part.weight);
@@ -91,12 +91,12 @@ RangeFit::Start RangeFit::start(int levels, int threads) const {
   return {std::move(solution.centroids), solution.objective + scatter};
 }
 
-std::vector<RangeFit::Part> RangeFit::by_level(std::size_t channel, const std::vector<double>& levels,
-                                               const Placing& placing) const {
-  std::vector<Part> sums(levels.size());
+std::vector<WeightSum> RangeFit::by_level(std::size_t channel, const std::vector<double>& levels,
+                                          const Placing& placing) const {
+  std::vector<WeightSum> sums(levels.size());
   std::size_t level = 0;
   for (std::size_t i = 0; i < kParts; ++i) {
-    const Part& part = parts_[channel * kParts + i];
+    const WeightSum& part = parts_[channel * kParts + i];
     if (!(part.weight > 0)) continue;
     const double point = (part.moment / part.weight - placing.zero) / placing.scale;
     while (level + 1 < levels.size() && 2 * point > levels[level] + levels[level + 1]) ++level;
@@ -109,25 +109,14 @@ std::vector<RangeFit::Part> RangeFit::by_level(std::size_t channel, const std::v
 void RangeFit::turn(std::size_t channel, const std::vector<double>& levels, Placing& placing,
                     Turn& sums) const {
   if (costs_[channel] == 0) return;
-  const std::vector<Part> parts = by_level(channel, levels, placing);
+  const std::vector<WeightSum> parts = by_level(channel, levels, placing);
   double error = squares_[channel];
-  double weight = 0, moment = 0, level_sum = 0, level_squares = 0, level_moment = 0;
   for (std::size_t i = 0; i < levels.size(); ++i) {
     const double place = placing.scale * levels[i] + placing.zero;
     error += place * (place * parts[i].weight - 2 * parts[i].moment);
-    weight += parts[i].weight;
-    moment += parts[i].moment;
-    level_sum += parts[i].weight * levels[i];
-    level_squares += parts[i].weight * levels[i] * levels[i];
-    level_moment += parts[i].moment * levels[i];
   }
   sums.error += costs_[channel] * error;
-  // All of it at one level leaves the scale open.
-  const double determinant = level_squares * weight - level_sum * level_sum;
-  if (determinant > 1e-12 * level_squares * weight) {
-    const double scale = (level_moment * weight - level_sum * moment) / determinant;
-    if (scale > 0) placing = {scale, (moment - scale * level_sum) / weight};
-  }
+  if (const auto found = least_squares_range(levels, parts)) placing = {found->range, found->zero};
   for (std::size_t i = 0; i < levels.size(); ++i) {
     const double cost = costs_[channel] * placing.scale;
     sums.moments[i] += cost * (parts[i].moment - placing.zero * parts[i].weight);

@@ -11,6 +11,7 @@
 #include "calib/engine/layer_capture.h"
 #include "calib/fit/fit_source.h"
 #include "calib/fit/thresholds.h"
+#include "calib/fit/weight_sum.h"
 
 namespace kvcal::calib {
 
@@ -36,10 +37,6 @@ class RangeFit {
   [[nodiscard]] std::vector<Normaliser> fit(std::vector<double> levels, int threads) const;
 
  private:
-  /// Sum of weights, and of weights times points.
-  struct Part {
-    double weight = 0, moment = 0;
-  };
   /// Where the levels lie, in units of the thresholds' range: scale * level + zero.
   struct Placing {
     double scale = 1, zero = 0;
@@ -48,11 +45,11 @@ class RangeFit {
 
   /// Places the levels anew for those points that are nearest to each, and adds what the levels' own fit needs.
   void turn(std::size_t channel, const std::vector<double>& levels, Placing& placing, Turn& sums) const;
-  [[nodiscard]] std::vector<Part> by_level(std::size_t channel, const std::vector<double>& levels,
-                                           const Placing& placing) const;
+  [[nodiscard]] std::vector<WeightSum> by_level(std::size_t channel, const std::vector<double>& levels,
+                                                const Placing& placing) const;
 
   std::vector<Normaliser> normalisers_;  // of the thresholds
-  std::vector<Part> parts_;              // [channels, kParts]
+  std::vector<WeightSum> parts_;         // [channels, kParts]
   std::vector<double> squares_;          // [channels], sum of weights times squares of points
   std::vector<double> costs_;            // [channels], what an error in units of the range counts
 };

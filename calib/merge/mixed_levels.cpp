@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calib/fit/weight_sum.h"
 
 namespace kvcal::calib {
 namespace {
@@ -18,16 +19,6 @@ constexpr double kLeastGain = 1e-5;
 double square(double x) {
   return x * x;
 }
-
-/// What one run's numbers of a channel have at one level: their mean, and their weight.
-struct Place {
-  double value = 0, weight = 0;
-};
-
-/// Weighted sums over the places of a channel.
-struct Sums {
-  double weight = 0, level = 0, levels = 0, value = 0, product = 0;
-};
 
 // Which of ascending levels lies nearest.
 std::size_t nearest_to(double x, std::span<const double> levels) {
@@ -42,7 +33,8 @@ class Mixing {
       : runs_(runs),
         fits_ranges_(fits_ranges),
         mixed_{std::move(levels), std::move(ranges), 0},
-        places_(mixed_.ranges.size() * runs.size() * mixed_.levels.size()) {}
+        sums_(mixed_.ranges.size() * mixed_.levels.size()),
+        squares_(mixed_.ranges.size()) {}
 
   MixedLevels fit() {
     keep_codes();
@@ -74,47 +66,52 @@ class Mixing {
 
   // Numbers at the level that their run has them at.
   void keep_codes() {
-    for (std::size_t r = 0; r < runs_.size(); ++r) {
-      const RunLevels& run = runs_[r];
+    for (const RunLevels& run : runs_) {
       const std::vector<WeightSpread::Nearest> nearest = run.spread.by_level(run.levels);
       for (std::size_t channel = 0; channel < mixed_.ranges.size(); ++channel) {
         const Normaliser& range = run.ranges[channel];
-        const std::span<Place> places = places_of(channel, r);
         if (range.range == 0) {
-          put_all(run, channel, nearest_to(0, run.levels), places);
+          add(channel, nearest_to(0, run.levels), range.zero, run.weights[channel]);
           continue;
         }
-        for (std::size_t k = 0; k < places.size(); ++k)
-          places[k] = {range.range * run.levels[k] + range.zero, run.weights[channel] * nearest[k].share};
+        for (std::size_t k = 0; k < nearest.size(); ++k)
+          add(channel, k, range.range * run.levels[k] + range.zero, run.weights[channel] * nearest[k].share);
       }
     }
   }
 
   // At the nearest of the mixed levels. What is left then.
   double take_nearest() {
+    std::ranges::fill(sums_, WeightSum{});
     double error = 0;
     for (std::size_t channel = 0; channel < mixed_.ranges.size(); ++channel) {
-      for (std::size_t r = 0; r < runs_.size(); ++r) {
-        const RunLevels& run = runs_[r];
+      for (const RunLevels& run : runs_) {
         const Normaliser& range = run.ranges[channel];
+        const double weight = run.weights[channel];
         const std::vector<double> levels = levels_from(range, mixed_.ranges[channel]);
-        const std::span<Place> places = places_of(channel, r);
         if (range.range == 0) {
           const std::size_t level = nearest_to(0, levels);
-          put_all(run, channel, level, places);
-          error += run.weights[channel] * square(levels[level]);
+          add(channel, level, range.zero, weight);
+          error += weight * square(levels[level]);
           continue;
         }
         const std::vector<WeightSpread::Nearest> nearest = run.spread.by_level(levels);
-        for (std::size_t k = 0; k < places.size(); ++k) {
-          const auto& [share, moment, left] = nearest[k];
-          places[k] = {share > 0 ? range.range * moment / share + range.zero : 0,
-                       run.weights[channel] * share};
-          error += run.weights[channel] * square(range.range) * left;
+        for (std::size_t k = 0; k < nearest.size(); ++k) {
+          WeightSum& sum = sums_of(channel)[k];
+          sum.weight += weight * nearest[k].share;
+          sum.moment += weight * (range.range * nearest[k].moment + range.zero * nearest[k].share);
+          error += weight * square(range.range) * nearest[k].error;
         }
       }
     }
     return error;
+  }
+
+  void add(std::size_t channel, std::size_t level, double value, double weight) {
+    WeightSum& sum = sums_of(channel)[level];
+    sum.weight += weight;
+    sum.moment += weight * value;
+    squares_[channel] += weight * value * value;
   }
 
   // The mixed levels as a run's channel has them: in units of its range, if it has one, from its zero.
@@ -123,11 +120,6 @@ class Mixing {
     for (double& level : levels)
       level = (mixed.range * level + mixed.zero - own.zero) / (own.range > 0 ? own.range : 1);
     return levels;
-  }
-
-  static void put_all(const RunLevels& run, std::size_t channel, std::size_t level, std::span<Place> places) {
-    std::ranges::fill(places, Place{});
-    places[level] = {run.ranges[channel].zero, run.weights[channel]};
   }
 
   [[nodiscard]] double own_error(const RunLevels& run) const {
@@ -140,70 +132,64 @@ class Mixing {
 
   void fit_ranges() {
     for (std::size_t channel = 0; channel < mixed_.ranges.size(); ++channel) {
-      Sums sums;
-      for_each_place(channel, [&](std::size_t k, const Place& place) {
-        const double level = mixed_.levels[k];
-        sums.weight += place.weight;
-        sums.level += place.weight * level;
-        sums.levels += place.weight * level * level;
-        sums.value += place.weight * place.value;
-        sums.product += place.weight * place.value * level;
-      });
-      if (!(sums.weight > 0)) continue;
+      const std::span<const WeightSum> sums = sums_of(channel);
       Normaliser& range = mixed_.ranges[channel];
-      // All of it at one level leaves the range open.
-      const double determinant = sums.levels * sums.weight - square(sums.level);
-      if (determinant > 1e-12 * sums.levels * sums.weight)
-        range.range = std::max(0.0, (sums.product * sums.weight - sums.level * sums.value) / determinant);
-      range.zero = (sums.value - range.range * sums.level) / sums.weight;
+      if (const auto found = least_squares_range(mixed_.levels, sums)) {
+        range = *found;
+        continue;
+      }
+      double weight = 0, rest = 0;
+      for (std::size_t k = 0; k < sums.size(); ++k) {
+        weight += sums[k].weight;
+        rest += sums[k].moment - range.range * mixed_.levels[k] * sums[k].weight;
+      }
+      if (weight > 0) range.zero = rest / weight;
     }
   }
 
   void fit_levels() {
-    std::vector<double> moments(mixed_.levels.size()), weights(mixed_.levels.size());
+    std::vector<WeightSum> all(mixed_.levels.size());
     for (std::size_t channel = 0; channel < mixed_.ranges.size(); ++channel) {
       const Normaliser& range = mixed_.ranges[channel];
-      for_each_place(channel, [&](std::size_t k, const Place& place) {
-        moments[k] += place.weight * range.range * (place.value - range.zero);
-        weights[k] += place.weight * square(range.range);
-      });
+      const std::span<const WeightSum> sums = sums_of(channel);
+      for (std::size_t k = 0; k < sums.size(); ++k) {
+        all[k].moment += range.range * (sums[k].moment - range.zero * sums[k].weight);
+        all[k].weight += square(range.range) * sums[k].weight;
+      }
     }
-    for (std::size_t k = 0; k < weights.size(); ++k) {
-      if (!(weights[k] > 0) || !std::isfinite(moments[k] / weights[k])) continue;
-      mixed_.levels[k] = moments[k] / weights[k];
+    for (std::size_t k = 0; k < all.size(); ++k) {
+      const double level = all[k].moment / all[k].weight;
+      if (!(all[k].weight > 0) || !std::isfinite(level)) continue;
       // What lies beyond given ranges is no number of theirs.
-      if (!fits_ranges_) mixed_.levels[k] = std::clamp(mixed_.levels[k], -1.0, 1.0);
+      mixed_.levels[k] = fits_ranges_ ? level : std::clamp(level, -1.0, 1.0);
     }
     std::ranges::sort(mixed_.levels);
   }
 
-  // The weighted squared distance of the places from the mixed levels of their codes.
-  [[nodiscard]] double distance() const {
+  // The weighted squared distance of the runs' levels from the mixed ones of the same codes.
+  [[nodiscard]] double distance() {
     double sum = 0;
     for (std::size_t channel = 0; channel < mixed_.ranges.size(); ++channel) {
       const Normaliser& range = mixed_.ranges[channel];
-      for_each_place(channel, [&](std::size_t k, const Place& place) {
-        sum += place.weight * square(range.range * mixed_.levels[k] + range.zero - place.value);
-      });
+      const std::span<const WeightSum> sums = sums_of(channel);
+      sum += squares_[channel];
+      for (std::size_t k = 0; k < sums.size(); ++k) {
+        const double place = range.range * mixed_.levels[k] + range.zero;
+        sum += place * (place * sums[k].weight - 2 * sums[k].moment);
+      }
     }
     return sum;
   }
 
-  [[nodiscard]] std::span<Place> places_of(std::size_t channel, std::size_t run) {
-    const std::size_t width = mixed_.levels.size();
-    return std::span(places_).subspan((channel * runs_.size() + run) * width, width);
-  }
-  template <typename Visit>
-  void for_each_place(std::size_t channel, const Visit& visit) const {
-    const std::size_t width = runs_.size() * mixed_.levels.size();
-    const std::span<const Place> places = std::span(places_).subspan(channel * width, width);
-    for (std::size_t i = 0; i < width; ++i) visit(i % mixed_.levels.size(), places[i]);
+  [[nodiscard]] std::span<WeightSum> sums_of(std::size_t channel) {
+    return std::span(sums_).subspan(channel * mixed_.levels.size(), mixed_.levels.size());
   }
 
   std::span<const RunLevels> runs_;
   bool fits_ranges_;
   MixedLevels mixed_;
-  std::vector<Place> places_;  // [channels, runs, levels]
+  std::vector<WeightSum> sums_;  // [channels, levels], of all runs
+  std::vector<double> squares_;  // [channels], of the runs' own levels
 };
 
 const RunLevels& weightiest(std::span<const RunLevels> runs) {

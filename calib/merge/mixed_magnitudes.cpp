@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "calib/merge/mixed_quantile.h"
@@ -33,9 +34,10 @@ class Mixer {
     const auto group = [&](MagnitudeGroup Magnitudes::*member, std::size_t rows) {
       std::vector<const MagnitudeGroup*> groups;
       for (const RunMagnitudes& run : runs_) groups.push_back(&(magnitudes_of(run.magnitudes).*member));
+      const std::vector<KnownShares> known = known_shares(channels_ / rows);
       MagnitudeGroup mixed;
       for (std::size_t row = 0; row < rows; ++row) {
-        mix_quantiles(groups, row, channels_ / rows, mixed);
+        mix_quantiles(groups, row, known, mixed);
         mix_best(groups, row, channels_ / rows, mixed);
       }
       return mixed;
@@ -45,21 +47,30 @@ class Mixer {
   }
 
  private:
-  // width: channels of a row
-  void mix_quantiles(const std::vector<const MagnitudeGroup*>& groups, std::size_t row, std::size_t width,
-                     MagnitudeGroup& mixed) const {
+  // Of each run, of rows of so many channels.
+  [[nodiscard]] std::vector<KnownShares> known_shares(std::size_t width) const {
+    std::vector<double> shares = {two_sided(0)};
+    for (const double level : formats::kMagnitudeLevels) shares.push_back(two_sided(level));
+    std::vector<KnownShares> known;
+    for (const RunMagnitudes& run : runs_)
+      known.emplace_back(static_cast<double>(run.tokens) * static_cast<double>(width), shares);
+    return known;
+  }
+
+  static void mix_quantiles(const std::vector<const MagnitudeGroup*>& groups, std::size_t row,
+                            const std::vector<KnownShares>& known, MagnitudeGroup& mixed) {
     std::vector<QuantileSketch> sketches;
     for (std::size_t r = 0; r < groups.size(); ++r) {
-      std::vector<KnownQuantile> known = {{0.5, 0}};
-      for (std::size_t i = 0; i < kLevels; ++i)
-        known.push_back(
-            {two_sided(formats::kMagnitudeLevels[i]), double{groups[r]->quantiles[row * kLevels + i]}});
-      sketches.emplace_back(static_cast<double>(runs_[r].tokens) * static_cast<double>(width), known);
+      std::vector<double> values = {0};
+      for (const float quantile : std::span(groups[r]->quantiles).subspan(row * kLevels, kLevels))
+        values.push_back(double{quantile});
+      sketches.emplace_back(known[r], std::move(values));
     }
     for (const double level : formats::kMagnitudeLevels)
       mixed.quantiles.push_back(static_cast<float>(mixed_quantile(sketches, two_sided(level))));
   }
 
+  // width: channels of a row
   void mix_best(const std::vector<const MagnitudeGroup*>& groups, std::size_t row, std::size_t width,
                 MagnitudeGroup& mixed) const {
     for (std::size_t type = 0; type < kTypes; ++type) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "base/error.h"
 
@@ -23,13 +24,6 @@ double first_reached(double low, double high, const Reached& reached) {
   }
 }
 
-// The first whose value differs from that of the first of all; the first where none does.
-template <typename Iterator>
-Iterator other_value(Iterator begin, Iterator end) {
-  const auto found = std::find_if(begin, end, [&](const auto& knot) { return knot.value != begin->value; });
-  return found == end ? begin : found;
-}
-
 double normal_score(double share) {
   constexpr double kBeyond = 40;  // where no share differs from 0 or 1 in double
   return first_reached(-kBeyond, kBeyond, [&](double score) { return normal_share(score) >= share; });
@@ -37,33 +31,49 @@ double normal_score(double share) {
 
 }  // namespace
 
-QuantileSketch::QuantileSketch(double numbers, std::span<const KnownQuantile> known) : numbers_(numbers) {
+KnownShares::KnownShares(double numbers, std::vector<double> shares)
+    : numbers_(numbers), shares_(std::move(shares)) {
   // The least of n numbers stands for the first half of an n-th.
   const double least = 0.5 / numbers_;
-  for (const KnownQuantile& quantile : known)
-    knots_.push_back(
-        {quantile.share, normal_score(std::clamp(quantile.share, least, 1 - least)), quantile.value});
+  for (const double share : shares_) scores_.push_back(normal_score(std::clamp(share, least, 1 - least)));
+}
+
+QuantileSketch::QuantileSketch(const KnownShares& known, std::vector<double> values)
+    : known_(&known), values_(std::move(values)) {
+  if (values_.size() != known.shares().size()) {
+    throw base::WrongUsage(base::concat(values_.size(), " quantiles of a sample of which ",
+                                        known.shares().size(), " are known"));
+  }
 }
 
 double QuantileSketch::share_below(double x) const {
-  const auto after = std::ranges::upper_bound(knots_, x, {}, &Knot::value);
-  if (after == knots_.begin() && knots_.front().share == 0) return 0;
-  if (after == knots_.end() && knots_.back().share == 1) return 1;
+  const std::span<const double> shares = known_->shares(), scores = known_->scores();
+  const std::ptrdiff_t last = std::ssize(values_) - 1;
+  const std::ptrdiff_t after = std::ranges::upper_bound(values_, x) - values_.begin();
+  if (after == 0 && shares.front() == 0) return 0;
+  if (after > last && shares.back() == 1) return 1;
   // Beyond what is known it goes on as it does there.
-  const Knot& near = after == knots_.begin() ? *after : *(after - 1);
-  const Knot& other = after == knots_.begin() ? *other_value(knots_.begin(), knots_.end())
-                      : after == knots_.end() ? *other_value(knots_.rbegin(), knots_.rend())
-                                              : *after;
-  if (near.value == other.value) return x < near.value ? 0 : 1;
-  const double slope = (other.score - near.score) / (other.value - near.value);
-  return normal_share(near.score + slope * (x - near.value));
+  const std::ptrdiff_t near = after == 0 ? 0 : after - 1;
+  const std::ptrdiff_t other = after == 0 ? other_value(0, 1) : after > last ? other_value(last, -1) : after;
+  const auto value = [&](std::ptrdiff_t i) { return values_[static_cast<std::size_t>(i)]; };
+  const auto score = [&](std::ptrdiff_t i) { return scores[static_cast<std::size_t>(i)]; };
+  if (value(near) == value(other)) return x < value(near) ? 0 : 1;
+  const double slope = (score(other) - score(near)) / (value(other) - value(near));
+  return normal_share(score(near) + slope * (x - value(near)));
+}
+
+std::ptrdiff_t QuantileSketch::other_value(std::ptrdiff_t begin, std::ptrdiff_t step) const {
+  const double value = values_[static_cast<std::size_t>(begin)];
+  for (std::ptrdiff_t i = begin; i >= 0 && i < std::ssize(values_); i += step)
+    if (values_[static_cast<std::size_t>(i)] != value) return i;
+  return begin;
 }
 
 double QuantileSketch::value_at(double share) const {
-  const auto found = std::ranges::find(knots_, share, &Knot::share);
-  if (found == knots_.end())
+  const auto found = std::ranges::find(known_->shares(), share);
+  if (found == known_->shares().end())
     throw base::WrongUsage(base::concat("the quantile ", share, " of a sample is not known"));
-  return found->value;
+  return values_[static_cast<std::size_t>(found - known_->shares().begin())];
 }
 
 double mixed_quantile(std::span<const QuantileSketch> samples, double share) {

@@ -144,42 +144,46 @@ class Merger {
 
   std::vector<OutlierSet> merge_sets(Sets member, Count count, std::vector<MergedError>* errors) const {
     std::vector<OutlierSet> merged;
-    for (std::size_t i = 0; i < (runs_.front()->*member).size(); ++i) {
-      OutlierSet set;
-      set.fraction = (runs_.front()->*member)[i].fraction;
-      if (by_channel()) mix_thresholds(member, count, set);
+    for (const OutlierSet& set : runs_.front()->*member) merged.emplace_back().fraction = set.fraction;
+    if (by_channel() && !merged.empty()) mix_thresholds(member, count, merged);
+    for (std::size_t i = 0; i < merged.size(); ++i) {
       std::vector<const OutlierSet*> sets;
       for (const TensorCodebook* run : runs_) sets.push_back(&(run->*member)[i]);
       for (std::size_t d = 0; d < sets.front()->datatypes.size(); ++d)
-        set.datatypes.push_back(mix_datatypes(sets, d, set, errors));
-      if (!set.datatypes.empty()) mix_histogram(set, sets);
-      merged.push_back(std::move(set));
+        merged[i].datatypes.push_back(mix_datatypes(sets, d, merged[i], errors));
+      if (!merged[i].datatypes.empty()) mix_histogram(merged[i], sets);
     }
     return merged;
   }
 
-  void mix_thresholds(Sets member, Count count, OutlierSet& set) const {
+  // Of all fractions: each is a quantile that the others' are found between.
+  void mix_thresholds(Sets member, Count count, std::vector<OutlierSet>& merged) const {
+    std::vector<double> shares;
+    for (const OutlierSet& set : merged) shares.push_back(set.fraction / 2);
+    for (auto set = merged.rbegin(); set != merged.rend(); ++set) shares.push_back(1 - set->fraction / 2);
+    std::vector<KnownShares> known;
+    for (const RunSample& sample : samples_) known.emplace_back(static_cast<double>(count(sample)), shares);
     for (std::size_t c = 0; c < channels(); ++c) {
       std::vector<QuantileSketch> sketches;
       for (std::size_t r = 0; r < runs_.size(); ++r)
-        sketches.emplace_back(static_cast<double>(count(samples_[r])), known_quantiles(runs_[r]->*member, c));
-      set.lower.push_back(static_cast<float>(mixed_quantile(sketches, set.fraction / 2)));
-      set.upper.push_back(static_cast<float>(mixed_quantile(sketches, 1 - set.fraction / 2)));
-      if (is_storable(normaliser(set.lower.back(), set.upper.back()))) continue;
-      throw base::InvalidInput(
-          concat("channel ", c, ": the runs' thresholds together, ", set.lower.back(), " and ",
-                 set.upper.back(), ", give a scale or zero beyond fp16 (65504), in which they are stored"));
+        sketches.emplace_back(known[r], thresholds_of(runs_[r]->*member, c));
+      for (OutlierSet& set : merged) {
+        set.lower.push_back(static_cast<float>(mixed_quantile(sketches, set.fraction / 2)));
+        set.upper.push_back(static_cast<float>(mixed_quantile(sketches, 1 - set.fraction / 2)));
+        if (is_storable(normaliser(set.lower.back(), set.upper.back()))) continue;
+        throw base::InvalidInput(
+            concat("channel ", c, ": the runs' thresholds together, ", set.lower.back(), " and ",
+                   set.upper.back(), ", give a scale or zero beyond fp16 (65504), in which they are stored"));
+      }
     }
   }
 
-  // From the least number to the greatest: fractions ascend, and so narrow.
-  static std::vector<KnownQuantile> known_quantiles(const std::vector<OutlierSet>& sets,
-                                                    std::size_t channel) {
-    std::vector<KnownQuantile> known;
-    for (const OutlierSet& set : sets) known.push_back({set.fraction / 2, double{set.lower[channel]}});
-    for (auto set = sets.rbegin(); set != sets.rend(); ++set)
-      known.push_back({1 - set->fraction / 2, double{set->upper[channel]}});
-    return known;
+  // Ascending: fractions do, and so narrow.
+  static std::vector<double> thresholds_of(const std::vector<OutlierSet>& sets, std::size_t channel) {
+    std::vector<double> values;
+    for (const OutlierSet& set : sets) values.push_back(double{set.lower[channel]});
+    for (auto set = sets.rbegin(); set != sets.rend(); ++set) values.push_back(double{set->upper[channel]});
+    return values;
   }
 
   // What a squared error of 1 in the units of x costs in a channel, but for its sensitivity. Where all sensitivities are zero every

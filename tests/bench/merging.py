@@ -49,10 +49,11 @@ def divergences(kvcal: Path, folder: Path, of: Path, name: str, tokens: Path) ->
     return {m["name"]: m for m in json.loads(out.read_text())["methods"]}
 
 
-def objectives(file: h5py.File, method: str) -> float:
+def objectives(file: h5py.File, method: str) -> np.ndarray:
+    """By layer and tensor."""
     fraction = "0.01" if method.endswith("%") else "0"
-    return sum(layer[f"{name}/outliers_{fraction}/nuq{method[3]}/centroids"].attrs["objective"]
-               for layer in file["layers"].values() for name in ("key", "value"))
+    return np.array([layer[f"{name}/outliers_{fraction}/nuq{method[3]}/centroids"].attrs["objective"]
+                     for layer in file["layers"].values() for name in ("key", "value")])
 
 
 def threshold_errors(found: Path, exact: Path) -> np.ndarray:
@@ -85,12 +86,14 @@ def measure(kvcal: Path, key: str, model: tuple) -> str:
             rows.append([name, method, *(digits(kl[book], 5) for book in (first, second, "both", "merged")),
                          f"{100 * (kl['merged'] / kl['both'] - 1):+.1f}"])
     with h5py.File(books["merged"]) as merged, h5py.File(books["both"]) as both:
-        ratios = [f"{objectives(merged, method) / objectives(both, method):.3f}" for method in METHODS]
+        own, whole = (np.array([objectives(file, method) for method in METHODS]) for file in (merged, both))
+    ratios = [f"{ratio:.3f}" for ratio in own.sum(1) / whole.sum(1)]
     errors = {book: threshold_errors(at, books["both"]) for book, at in books.items() if book != "both"}
     return "\n\n".join([
         f"**{title}** ({calibrated} windows of {length} tokens each, judged on {judged} more). KL in nats a token:",
         table(["judged on", "method", f"of {first}", f"of {second}", "of both", "merged", "merged beside both, %"], rows),
-        f"Objectives in the merged file beside those of both: {', '.join(f'{m} {r}' for m, r in zip(METHODS, ratios, strict=True))}. "
+        f"Objectives in the merged file beside those of both: {', '.join(f'{m} {r}' for m, r in zip(METHODS, ratios, strict=True))}; "
+        f"in single tensors {np.min(own / whole):.2f} to {np.max(own / whole):.2f}. "
         f"Thresholds of 1 % differ from those of both by {', '.join(f'{100 * e.mean():.1f} % ({b})' for b, e in errors.items())} of a "
         f"channel's range, the mean over channels; at most {', '.join(f'{100 * e.max():.0f} % ({b})' for b, e in errors.items())}."])
 

@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "quality.md")
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()
-    known = models(arguments.shared)
+    known = models(arguments.shared.resolve())
     if arguments.fresh and QUALITY.exists():
         for file in QUALITY.iterdir():
             file.unlink()

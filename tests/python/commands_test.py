@@ -33,7 +33,9 @@ def test_every_option_of_the_program_is_a_keyword_and_nothing_else(command):
     options = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", help_text)}
     listed = {name for line in help_text.splitlines() if re.match(r"  -", line) for name in re.findall(r"--([a-z][a-z-]+)", line)}
     positional = {"allocate": {"codebook"}, "merge": {"codebooks"}}.get(command, set())
-    keywords = set(inspect.signature(getattr(commands, command)).parameters) - {"progress"} - positional
+    keywords = set(inspect.signature(getattr(commands, command)).parameters) - {"progress", "measured"} - positional
+    if command == "allocate":  # hands on those of validate
+        keywords |= set(inspect.signature(commands.validate).parameters) & options
     assert keywords <= options, keywords - options
     aliases = {"num-calibration-samples", "max-seq-length", "no-parse-special"}
     assert {name.replace("-", "_") for name in listed - aliases} - LEFT_OUT <= keywords
@@ -43,6 +45,11 @@ def test_options_become_words():
     words = program.arguments(dict(text=["a b", pathlib.Path("c")], bits=[2, 3], seqlen="8K", overwrite=True, ablation=False,
                                    parse_special=False, seed=None, value_scope="head"))
     assert words == ["--text", "a b", "c", "--bits=2,3", "--seqlen=8K", "--overwrite", "--no-parse-special", "--value-scope=head"]
+
+
+def test_an_option_that_allocate_does_not_know_is_refused(tmp_path):
+    with pytest.raises(kvcal.UsageError, match="--windws"):
+        kvcal.allocate(tmp_path / "a.h5", bits_per_value=3, windws=2)
 
 
 def test_progress_is_told_and_options_arrive(tmp_path):

@@ -118,33 +118,20 @@ def allocate(
     min_bits: int | None = None,
     keep_layers: Sequence[int] | int | None = None,
     out: StrPath | None = None,
-    model: StrPath | None = None,
-    text: Texts | None = None,
-    tokens: StrPath | None = None,
-    text_field: str | None = None,
     measure_all: bool = False,
-    force: bool = False,
-    seqlen: Count | None = None,
-    windows: Count | Literal["all"] | None = None,
-    bos: Bos | None = None,
-    protocol: Literal["kvcal", "kvquant", "llama.cpp"] | None = None,
-    parse_special: bool = True,
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    memory: Count | None = None,
-    work: StrPath | None = None,
-    config: StrPath | None = None,
     progress: OnProgress | None = None,
+    **measured: Any,
 ) -> dict[str, Any]:
     """`kvcal allocate`: the exact choice of bits and outliers for each tensor under a budget of bytes; gives what --json is (docs/allocation.md).
 
     The budget is bits_per_value, or bytes_at=(tokens, size) such as ("128K", "8GB"). The recipe goes into the codebook itself, or with `out`
-    into a copy. With model and text each tensor's divergence is measured, else estimated from the file.
+    into a copy. Divergences are estimated from the file, or measured: measured takes model, text and what else of validate() says on what and
+    how.
     """
-    options = dict(locals())
-    options.pop("progress")
-    return program.run("allocate", options, progress, positional=[os.fspath(options.pop("codebook"))])
+    options = dict(locals()) | measured
+    for name in ("codebook", "progress", "measured"):
+        options.pop(name)
+    return program.run("allocate", options, progress, positional=[os.fspath(codebook)])
 
 
 def merge(codebooks: Sequence[StrPath], *, out: StrPath, overwrite: bool = False, config: StrPath | None = None) -> dict[str, Any]:

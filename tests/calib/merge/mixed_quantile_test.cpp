@@ -17,23 +17,23 @@ double normal_share(double x) {
   return std::erfc(-x / std::sqrt(2.0)) / 2;
 }
 
-constexpr std::array kShares = {0.0, 0.005, 0.05, 0.95, 0.995, 1.0};
-constexpr double kNumbers = 100000;
+const std::vector<double> kShares = {0.0, 0.005, 0.05, 0.95, 0.995, 1.0};
+const KnownShares kKnown(100000, kShares), kKnownThrice(300000, kShares), kKnownOfMany(2000, kShares),
+    kKnownOfThree(3, kShares);
 
-// Of a normal sample of so many numbers, as its quantiles are expected to lie.
-QuantileSketch normal_sample(double mean, double deviation, double numbers = kNumbers) {
+// As the quantiles of a normal sample are expected to lie.
+QuantileSketch normal_sample(double mean, double deviation, const KnownShares& known = kKnown) {
   // Standard normal quantiles (Abramowitz and Stegun 1964, table 26.5), the ends those of half a 100,000th.
   constexpr std::array kScores = {-4.4171734, -2.5758293, -1.6448536, 1.6448536, 2.5758293, 4.4171734};
-  std::vector<KnownQuantile> known;
-  for (std::size_t i = 0; i < kShares.size(); ++i)
-    known.push_back({kShares[i], mean + deviation * kScores[i]});
-  return {numbers, known};
+  std::vector<double> values;
+  for (const double score : kScores) values.push_back(mean + deviation * score);
+  return {known, values};
 }
 
 TEST(MixedQuantile, OfNormalSamplesIsThatOfTheirMixture) {
   for (const double weight : {1.0, 3.0}) {
     const std::vector<QuantileSketch> samples = {normal_sample(0, 1),
-                                                 normal_sample(0.5, 2, weight * kNumbers)};
+                                                 normal_sample(0.5, 2, weight == 1 ? kKnown : kKnownThrice)};
     for (const double share : {0.005, 0.05, 0.95, 0.995}) {
       const double x = mixed_quantile(samples, share);
       const double below = (normal_share(x) + weight * normal_share((x - 0.5) / 2)) / (1 + weight);
@@ -44,10 +44,9 @@ TEST(MixedQuantile, OfNormalSamplesIsThatOfTheirMixture) {
 
 // Without the ends, what is known goes on.
 TEST(MixedQuantile, BeyondWhatIsKnownGoesOn) {
-  const auto sample = [](double deviation) {
-    const std::vector<KnownQuantile> known = {{0.005, -2.5758293 * deviation},
-                                              {0.995, 2.5758293 * deviation}};
-    return QuantileSketch(kNumbers, known);
+  const KnownShares known(100000, {0.005, 0.995});
+  const auto sample = [&](double deviation) {
+    return QuantileSketch(known, {-2.5758293 * deviation, 2.5758293 * deviation});
   };
   const std::vector<QuantileSketch> samples = {sample(1), sample(1.1)};
   for (const double share : {0.005, 0.995}) {
@@ -84,13 +83,12 @@ TEST(MixedQuantile, LiesBetweenTheSamplesOwnAndNearTheExactOne) {
             : trial % 4 == 2 ? 7.0
                              : normal(random);
       std::ranges::sort(sample);
-      std::vector<KnownQuantile> known;
+      std::vector<double> values;
       for (const double share : kShares)
-        known.push_back(
-            {share, sample[static_cast<std::size_t>(share * static_cast<double>(sample.size() - 1))]});
-      sketches.emplace_back(static_cast<double>(sample.size()), known);
+        values.push_back(sample[static_cast<std::size_t>(share * static_cast<double>(sample.size() - 1))]);
+      low = std::min(low, values[4]), high = std::max(high, values[4]);
+      sketches.emplace_back(sample.size() == 3 ? kKnownOfThree : kKnownOfMany, values);
       all.insert(all.end(), sample.begin(), sample.end());
-      low = std::min(low, known[4].value), high = std::max(high, known[4].value);
     }
     std::ranges::sort(all);
     const double found = mixed_quantile(sketches, 0.995);
@@ -100,6 +98,10 @@ TEST(MixedQuantile, LiesBetweenTheSamplesOwnAndNearTheExactOne) {
     const double exact = all[static_cast<std::size_t>(0.995 * static_cast<double>(all.size() - 1))];
     EXPECT_NEAR(found, exact, 0.15 * (high - low));
   }
+}
+
+TEST(MixedQuantile, TakesAValueForEachShare) {
+  EXPECT_THROW(QuantileSketch(kKnown, {1, 2}), base::WrongUsage);
 }
 
 TEST(MixedQuantile, IsNotKnownOfEveryShare) {

@@ -155,25 +155,35 @@ TEST(TensorMerge, WeightsThatAreNoneGiveWayToThoseThatAre) {
   EXPECT_NEAR(both.outliers[0].datatypes[1].objective, 13.5, 1e-9);
 }
 
-// Where all sensitivities are zero, every number's normalised error counts the same, however wide its channel.
+// Where all sensitivities are zero every number's normalised error counts the same: in channels ten times as wide as much as in these.
 TEST(TensorMerge, WithoutSensitivitiesErrorsAreOfNormalisedNumbers) {
-  std::vector<TensorCodebook> blind = {keys(1), keys(1)};
-  for (TensorCodebook& run : blind) {
-    for (formats::OutlierSet& set : run.outliers) {
-      for (formats::Datatype& datatype : set.datatypes) {
-        datatype.weights = "uniform";
-        datatype.scale.clear(), datatype.zero.clear(), datatype.histogram.clear();
+  const auto error_of = [](float width, double factor) {
+    std::vector<TensorCodebook> blind = {keys(1), keys(1)};
+    for (TensorCodebook& run : blind) {
+      for (formats::OutlierSet& set : run.outliers) {
+        for (float& x : set.lower) x *= width;
+        for (float& x : set.upper) x *= width;
+        for (formats::Datatype& datatype : set.datatypes) {
+          datatype.weights = "uniform";
+          datatype.scale.clear(), datatype.zero.clear(), datatype.histogram.clear();
+        }
       }
+      run = evenly_spread(std::move(run));
     }
-    run = evenly_spread(std::move(run));
-  }
-  // One level off its place by 0.1 of each channel's range.
-  for (float& level : blind[1].outliers[0].datatypes[1].centroids) level *= 0.9F;
-  const MergedTensor found = merged(blind, {kSample, {1000, 1010, 16}});
-  const MergedError& error = found.nearness.errors[1];
+    // The second run's numbers lie in the middle half, with the best levels for that.
+    formats::OutlierSet& set = blind[1].outliers[0];
+    set.histogram.assign(formats::kHistogramBins, 0);
+    std::fill(set.histogram.begin() + 32, set.histogram.begin() + 96, 1.0F / 64);
+    for (float& level : set.datatypes[1].centroids) level /= 2;
+    return merged(blind, {kSample, {1000, 1010, factor}}).nearness.errors[1];
+  };
+  const MergedError error = error_of(1, 1);
+  EXPECT_GT(error.excess, 0);
   EXPECT_NEAR(error.own, 2 * 13.5, 1e-9);
-  // Even numbers in [-1, 1] at eight levels: none of the first run's 1000 in each of 8 channels errs by more than the whole range.
-  EXPECT_LT(error.excess, 2 * 8 * 1000 * 0.01);
+  EXPECT_NEAR(error_of(10, 1).excess / error.excess, 1, 1e-4);
+  // No gradients are in them that other lengths of windows would bear on.
+  EXPECT_EQ(error_of(1, 16).own, error.own);
+  EXPECT_EQ(error_of(1, 16).excess, error.excess);
 }
 
 TEST(TensorMerge, WhatCantBeMergedSaysWhy) {
